@@ -1,0 +1,69 @@
+"""One row per architecture that the lab can build for and boot. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lab.model import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arch:
+    """All that differs between architectures. Adding one is a row here, a fragment, a recipe."""
+
+    name: str  # the lab's and the user's name
+    kernel: str  # make ARCH=
+    machine: str  # uname -m
+    debian: str  # Debian's name
+    cross: str  # prefix of the cross tools; unused on a host of the same machine
+    make_target: str
+    image: str  # path below the object folder
+    qemu: str  # binary
+    qemu_package: str  # Debian package that brings it
+    board: str  # -machine
+    tcg_cpu: str
+    console: str  # console= on the kernel's command line
+    cmdline: str  # extra
+
+
+ARCHS: dict[str, Arch] = {
+    "x86_64": Arch(
+        name="x86_64",
+        kernel="x86_64",
+        machine="x86_64",
+        debian="amd64",
+        cross="x86_64-linux-gnu-",
+        make_target="bzImage",
+        image="arch/x86/boot/bzImage",
+        qemu="qemu-system-x86_64",
+        qemu_package="qemu-system-x86",
+        board="q35",
+        # Not "max": it offers features (LA57, AVX-512) that only cost time under emulation.
+        tcg_cpu="Nehalem",
+        console="ttyS0",
+        cmdline="earlyprintk=serial,ttyS0,115200 no_timer_check",
+    ),
+    "arm64": Arch(
+        name="arm64",
+        kernel="arm64",
+        machine="aarch64",
+        debian="arm64",
+        cross="aarch64-linux-gnu-",
+        make_target="Image",
+        image="arch/arm64/boot/Image",
+        qemu="qemu-system-aarch64",
+        qemu_package="qemu-system-arm",
+        board="virt",
+        tcg_cpu="cortex-a57",
+        console="ttyAMA0",
+        cmdline="earlycon",
+    ),
+}
+
+
+def arch(name: str) -> Arch:
+    """The row of that name; aliases amd64 and aarch64 are understood. Raises `UserError`."""
+    for row in ARCHS.values():
+        if name in (row.name, row.machine, row.debian):
+            return row
+    raise UserError(f"unknown architecture {name!r}", hint=f"known: {', '.join(ARCHS)}")

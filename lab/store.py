@@ -1,0 +1,172 @@
+"""Where things are kept on disk: one cache folder by content, one folder per run.
+
+Layout of the cache (default `$XDG_CACHE_HOME/kernel-patch-lab`):
+
+    ccache/          the compiler cache
+    sources/         kernel source packages and the git repositories made from them
+    trees/           checked-out source trees, by source tree and patches
+    builds/KEY/      whole kernels
+    images/          root images and initramfs archives, by digest
+    staging/         half-made things; swept when their owner is dead
+
+Runs live in `$XDG_STATE_HOME/kernel-patch-lab/runs/ID/`. Nothing appears in its final place but
+by a rename of something whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.model import LabFault
+
+APP = "kernel-patch-lab"
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / APP
+
+
+def default_state() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / APP
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def disk_full_explained(where: Path) -> Iterator[None]:
+    """Turn "no space left" into a `LabFault` that names the file system and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LabFault(
+            f"no space left on the file system of {where}",
+            hint="lab clean frees the cache; [paths] in lab.toml moves it",
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; a crash leaves the old or the new, never a part."""
+    with disk_full_explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` (made if absent), waiting for its holder.
+
+    The kernel drops the lock when the holder dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds `locked(path)`."""
+    if not path.exists():
+        return False
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """The cache folder. All methods are safe against other labs on the same folder."""
+
+    root: Path
+
+    def sub(self, name: str) -> Path:
+        path = self.root / name
+        with disk_full_explained(self.root):
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Serialise work on one thing, named freely."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        return locked(self.sub("locks") / digest)
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder on the cache's own file system, gone at the end; swept later if we die."""
+        base = self.sub("staging")
+        with disk_full_explained(base):
+            folder = Path(tempfile.mkdtemp(dir=base))
+        with locked(folder.with_suffix(".lock")):
+            try:
+                with disk_full_explained(base):
+                    yield folder
+            finally:
+                remove_tree(folder)
+                folder.with_suffix(".lock").unlink(missing_ok=True)
+
+    def sweep(self) -> int:
+        """Remove what dead labs left in staging/. Returns how many folders."""
+        swept = 0
+        for lock in self.sub("staging").glob("*.lock"):
+            if not is_locked(lock):
+                remove_tree(lock.with_suffix(""))
+                lock.unlink(missing_ok=True)
+                swept += 1
+        return swept
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Move a whole folder or file to its final place in one step; an existing one stays."""
+    with disk_full_explained(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            staged.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not final.exists():
+                raise
+            remove_tree(staged)  # another lab was faster with the same content
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours, read-only parts included; absent is fine."""
+
+    def make_writable(function: object, name: str, _info: object) -> None:
+        parent = Path(name).parent
+        if parent.exists():
+            parent.chmod(0o700)
+        target = Path(name)
+        if target.is_dir() and not target.is_symlink():
+            target.chmod(0o700)
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
+
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        shutil.rmtree(path, onerror=make_writable)
