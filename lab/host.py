@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,29 @@ class CommandFailed(LabFault):
 
 
 transcript: list[str] = []
+_leashes: set[int] = set()  # our ends of the pipes that keep children alive
+_lock = threading.Lock()
+_aborted = threading.Event()
+
+
+def abort() -> None:
+    """End everything on a leash, in any thread, and let nothing new start: the lab is leaving."""
+    _aborted.set()
+    with _lock:
+        for fd in _leashes:
+            # The number stays ours until its owner closes it; only the pipe behind it goes.
+            os.dup2(_null(), fd, inheritable=False)
+
+
+def _null() -> int:
+    """A descriptor of /dev/null, opened once."""
+    global _null_fd
+    if _null_fd < 0:
+        _null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return _null_fd
+
+
+_null_fd = -1
 
 
 def tool(name: str) -> str:
@@ -138,11 +162,17 @@ def _log(argv: Sequence[str], cwd: Path | None, extra: Mapping[str, str] | None)
 @contextlib.contextmanager
 def _leashed(argv: Sequence[str]) -> Iterator[tuple[list[str], int]]:
     """The argv behind the leash, and the descriptor to hand down; the pipe lives as long as us."""
+    if _aborted.is_set():
+        raise LabFault("interrupted")
     inner, ours = os.pipe()
+    with _lock:
+        _leashes.add(ours)
     try:
         yield [sys.executable, "-ISE", str(_LEASH), str(inner), *argv], inner
     finally:
-        os.close(ours)
+        with _lock:
+            _leashes.discard(ours)
+            os.close(ours)
         os.close(inner)
 
 
