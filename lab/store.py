@@ -22,6 +22,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,43 @@ class Cache:
                 lock.unlink(missing_ok=True)
                 swept += 1
         return swept
+
+    def reclaim(self, *, older_than_s: float, everything: bool, dry_run: bool) -> dict[str, int]:
+        """Free space: entries not used for `older_than_s`; with `everything`, downloads too.
+
+        Returns bytes freed by path. Touches only the sub-folders that the lab makes, never the
+        root itself, so that a wrong path in lab.toml costs nothing.
+        """
+        kinds = ("builds", "trees", "staging")
+        if everything:
+            kinds = (*kinds, "images", "sources", "ccache", "locks")
+        freed: dict[str, int] = {}
+        now = time.time()
+        for kind in kinds:
+            folder = self.root / kind
+            for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+                lock = entry if entry.suffix == ".lock" else entry.with_suffix(".lock")
+                if kind == "staging" and is_locked(lock):
+                    continue
+                if now - entry.lstat().st_mtime < older_than_s and kind != "staging":
+                    continue
+                freed[str(entry)] = tree_bytes(entry)
+                if not dry_run:
+                    remove_tree(entry)
+        return freed
+
+
+def tree_bytes(path: Path) -> int:
+    """Disk space below `path`; files with several links count once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in (*names, "."):
+            info = os.lstat(f"{folder}/{name}")
+            if (info.st_dev, info.st_ino) not in seen:
+                seen.add((info.st_dev, info.st_ino))
+                total += info.st_blocks * 512
+    return total or path.lstat().st_blocks * 512
 
 
 def publish(staged: Path, final: Path) -> None:
