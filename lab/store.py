@@ -146,7 +146,7 @@ class Cache:
         Returns bytes freed by path. Touches only the sub-folders that the lab makes, never the
         root itself, so that a wrong path in lab.toml costs nothing.
         """
-        kinds = ("builds", "trees", "staging")
+        kinds: tuple[str, ...] = ("builds", "trees", "staging")
         if everything:
             kinds = (*kinds, "images", "sources", "ccache", "locks")
         freed: dict[str, int] = {}
