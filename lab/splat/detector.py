@@ -1,0 +1,340 @@
+"""Console lines in, one at a time; finished splats out. Knows openings, callers and endings."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lab.model import Splat
+from lab.splat.blame import judge
+from lab.splat.formats import BOOT_BANNER, FORMATS, IGNORED, NEEDLES, Format, Recipe
+from lab.splat.kinds import FATAL, STALLS, Kind
+from lab.splat.lines import Line, dropped, parse
+
+# A report ends that many lines after the last line that looked like a part of it.
+_QUIET_LINES = 40
+# With caller ids, lines of others are not counted so strictly: they prove nothing.
+_FOREIGN_LINES = 400
+_LONGEST = 1500  # lines of one report; a stall on many processors prints hundreds
+_LOOK_BACK = 12  # lines before an opening that may belong to it
+
+_BY_NEEDLE: dict[str, tuple[Format, ...]] = {
+    needle: tuple(row for row in FORMATS if row.needle == needle) for needle in NEEDLES
+}
+_ORDER: dict[int, int] = {id(row): place for place, row in enumerate(FORMATS)}
+
+# Lines that only ever stand inside a report.
+_PART = re.compile(
+    r"\+0x[0-9a-f]+/0x[0-9a-f]+|\[inline\]|Call [Tt]race|[Bb]acktrace|^\s*$|^CPU: \d|^CPU#\d|Hardware name|"
+    r"Modules linked in|\bR[A-DS0-9][0-9XIP]: |\b[RE]SP: |\b[xX]\d{1,2} ?: |^Code: |^CR2: |\bCS: |^FS: |"
+    r"^D?R\d+: |</?(?:IRQ|TASK|NMI|EOI|SOFTIRQ|#?DF|EXCEPTION)|lock|Comm:|PID:|^=+$|^-{10,}$|^#\d|-> #|"
+    r"^ *\*\*\*|CPU\d+|Freed by|Allocated by|Memory state|^[ >]*[0-9a-f]{8,16}: |^(?: [0-9a-f]{2,16}){4,}|"
+    r"pstate|\bsp : |\blr : |\bpc : |^Oops|panic|^Kernel Offset|Rebooting in|Dumping ftrace|ftrace buffer|"
+    r"Stack:|^page:|flags: |raw: |page dumped|Mem-Info|belongs to the|located |buggy address|hardirq|softirq|"
+    r"irq event|stack dump|backtrace|Workqueue|task:|state:[A-Z]|\bjiffies|Showing|holding|stall|GPs|value changed|"
+    r"by task|by interrupt|Uninit|created at|origin|Reported by|unreferenced|hex dump|comm \"|\[<[0-9a-f]+>\]|"
+    r"PREEMPT|Tainted|tainted|mm/|kernel/|fs/|net/|drivers/|cut here|end trace|INFO:|trace |Redzone|Object |Slab |Bytes b4"
+)
+_END = re.compile(r"---\[ end (?:trace|Kernel panic)|^Rebooting in |\[ end Kernel panic")
+_RULE = re.compile(r"^\s*={20,}\s*$")
+_DECORATION = re.compile(
+    r"^\s*[=-]{6,}(?:\[ cut here \]-+)?\s*$|^\s*$|list_(?:add|del)(?:_\w+)?\.? |list_(?:add|del) corruption|"
+    r"^usercopy: |^refcount_t: |^kernel BUG|ODEBUG:|^\S*kobject"
+)
+# Formats whose report is over at the second rule of "=====".
+_RULED = frozenset({Kind.KASAN, Kind.KFENCE, Kind.KCSAN, Kind.KMSAN, Kind.UBSAN})
+# An opening that a report of one of these kinds explains: it goes on rather than ends.
+_CONTINUATION = frozenset({Kind.PANIC})
+
+
+@dataclass(slots=True)
+class Report:
+    """A report that is being collected."""
+
+    format: Format
+    match: re.Match[str]
+    opening: int  # index into `lines`
+    lines: list[Line]
+    callers: set[str]
+    last_part: int  # index of the last line that looked like a part
+    fatal: bool = False
+    lost: bool = False  # printk dropped messages meanwhile
+    rules: int = 0
+    foreign: int = 0
+    whole: bool = False  # its own end was seen
+    mixed: bool = False  # lines that cannot be told apart from another report's
+    notes: list[str] = field(default_factory=list)
+
+
+class Detector:
+    """Finds the splats of one console. Feed it every line, then call `finish`.
+
+    `feed` returns the reports that are over; a report that is still open shows in `opened`
+    (so that a runner may stop a machine early). Memory is bounded by the longest report.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._recent: deque[tuple[int, str]] = deque(maxlen=_LOOK_BACK)
+        self._open: list[Report] = []
+        self._booted = 0  # number of the line of the last boot banner
+        self._said = 0  # kernel lines since then
+        self.fatal = False  # something fatal was opened
+
+    @property
+    def opened(self) -> tuple[Kind, ...]:
+        """Kinds of the reports that are still being collected."""
+        return tuple(report.format.kind for report in self._open)
+
+    def feed(self, line: str) -> list[Splat]:
+        """Take the next line of the console; the splats that it finished."""
+        self._number += 1
+        if not self._open:
+            for needle in NEEDLES:
+                if needle in line:
+                    break
+            else:
+                if "Booting " in line or "Linux version" in line:
+                    return self._boot(line)
+                self._recent.append((self._number, line))
+                return []
+        return self._slow(line)
+
+    def skip(self, count: int, tail: Iterable[str]) -> None:
+        """Pass over `count` lines that are known to open nothing; `tail` are the last of them."""
+        self._number += count
+        for place, line in enumerate(kept := list(tail)[-_LOOK_BACK:]):
+            self._recent.append((self._number - len(kept) + 1 + place, line))
+
+    def finish(self) -> list[Splat]:
+        """The console has ended: what was still open, as far as it came."""
+        ended = [judge_report(report, ended=True) for report in self._open]
+        self._open.clear()
+        return sorted(ended, key=lambda splat: splat.first_line)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _slow(self, raw: str) -> list[Splat]:
+        line = parse(self._number, raw)
+        if BOOT_BANNER.match(line.text):
+            return self._boot(raw)
+        found = opening(line.text)
+        ended: list[Splat] = []
+        if found is not None and not self._continues(line, *found):
+            ended += self._start(line, *found)
+        else:
+            self._collect(line, raw)
+        ended += self._close()
+        self._recent.append((self._number, raw))
+        return ended
+
+    def _owner(self, line: Line) -> Report | None:
+        for report in reversed(self._open):
+            if line.caller in report.callers:
+                return report
+        return None
+
+    def _continues(self, line: Line, form: Format, match: re.Match[str]) -> bool:
+        """Is this opening only a further sentence of the report that is open?"""
+        owner = self._owner(line)
+        if owner is None or (owner.whole and form.kind is not Kind.PANIC):
+            return False
+        before, now = owner.format.kind, form.kind
+        if owner.format is form and before in (
+            Kind.FS_ERROR,
+            Kind.IO_ERROR,
+            Kind.FS_CORRUPTION,
+            Kind.OOM,
+        ):
+            return True
+        if now is Kind.PANIC:
+            return before is not Kind.PANIC
+        if before is Kind.PANIC:
+            return False
+        distance = len(owner.lines) - owner.opening
+        oops = now in (Kind.OOPS, Kind.GPF, Kind.NULL_DEREF, Kind.PAGE_FAULT)
+        if before in (Kind.BUG, Kind.LIST_CORRUPTION, Kind.RUST_PANIC, Kind.KASAN):
+            if oops or (before is Kind.RUST_PANIC and now is Kind.BUG):
+                return distance < 25
+        if oops and before in (
+            Kind.NULL_DEREF,
+            Kind.PAGE_FAULT,
+            Kind.GPF,
+            Kind.OOPS,
+            Kind.STACK_OVERFLOW,
+            Kind.DOUBLE_FAULT,
+            Kind.KFENCE,
+        ):
+            return distance < 25
+        if now is Kind.DOUBLE_FAULT and before in (Kind.STACK_OVERFLOW, Kind.DOUBLE_FAULT):
+            return distance < 25
+        if now is Kind.STACK_OVERFLOW and before is Kind.STACK_OVERFLOW:
+            return True
+        if now is Kind.SLAB_CORRUPTION and before is Kind.SLAB_CORRUPTION:
+            return distance < 40
+        if now is Kind.WARNING and before is Kind.VFS:
+            return distance < 8
+        if now is Kind.KMEMLEAK and before is Kind.KMEMLEAK:
+            return match.group().startswith("unreferenced") and distance < 3
+        if now is Kind.OOM and before is Kind.OOM:
+            return True
+        return now is Kind.RCU_STALL and before is Kind.RCU_STALL and distance < 4
+
+    def _start(self, line: Line, form: Format, match: re.Match[str]) -> list[Splat]:
+        ended: list[Splat] = []
+        owner = self._owner(line)
+        if owner is not None:
+            # The same context begins another report: the former one is over.
+            self._open.remove(owner)
+            ended.append(judge_report(owner, ended=False))
+        before = self._before(line)
+        report = Report(
+            format=form,
+            match=match,
+            opening=len(before),
+            lines=[*before, line],
+            callers={line.caller},
+            last_part=len(before),
+        )
+        report.rules = sum(bool(_RULE.match(each.text)) for each in before)
+        report.fatal = form.kind in FATAL
+        self.fatal |= report.fatal
+        self._open.append(report)
+        return ended
+
+    def _before(self, line: Line) -> list[Line]:
+        """The lines just before an opening that belong to it: "cut here", rules, what was found."""
+        kept: list[Line] = []
+        for number, raw in reversed(self._recent):
+            earlier = parse(number, raw)
+            if earlier.caller != line.caller:
+                continue
+            if not _DECORATION.search(earlier.text) or len(kept) >= 5:
+                break
+            kept.append(earlier)
+            if "cut here" in earlier.text:
+                # What was found stands right above the cut ("list_del corruption ...").
+                continue
+        kept.reverse()
+        while kept and not kept[0].text.strip():
+            kept.pop(0)
+        return kept
+
+    def _collect(self, line: Line, raw: str) -> None:
+        owner = self._owner(line)
+        if owner is None and line.text.startswith("NMI backtrace for cpu"):
+            for report in self._open:
+                if report.format.kind in STALLS or report.format.kind is Kind.HUNG_TASK:
+                    report.callers.add(line.caller)
+                    owner = report
+        for report in self._open:
+            if dropped(raw):
+                report.lost = True
+            if report is not owner:
+                report.foreign += 1
+        if owner is None:
+            return
+        owner.lines.append(line)
+        if line.torn:
+            owner.mixed = True
+        if _PART.search(line.text):
+            owner.last_part = len(owner.lines) - 1
+        if "Kernel panic" in line.text or line.text.startswith(("Oops", "Internal error")):
+            owner.fatal = True
+            self.fatal = True
+            owner.whole = False
+        if _END.search(line.text):
+            owner.whole = True
+            owner.last_part = len(owner.lines) - 1
+        if owner.format.kind in _RULED and _RULE.match(line.text):
+            owner.rules += 1
+            if owner.rules >= 2 or len(owner.lines) - owner.opening > 6:
+                owner.whole = True
+                owner.last_part = len(owner.lines) - 1
+
+    def _close(self) -> list[Splat]:
+        ended: list[Splat] = []
+        for report in list(self._open):
+            quiet = len(report.lines) - 1 - report.last_part
+            limit = 4 if report.whole else _QUIET_LINES
+            if form_is_line(report.format):
+                limit = 6
+            if quiet >= limit or report.foreign >= _FOREIGN_LINES or len(report.lines) >= _LONGEST:
+                self._open.remove(report)
+                ended.append(judge_report(report, ended=False))
+        return ended
+
+    def _boot(self, raw: str) -> list[Splat]:
+        """A boot banner: the first is the machine's, a later one is a restart by itself."""
+        line = parse(self._number, raw)
+        self._recent.append((self._number, raw))
+        if not BOOT_BANNER.match(line.text):
+            return []
+        ended = self.finish()
+        first, self._booted = self._booted == 0, self._number
+        # Firmware, the decompressor and the kernel each have a banner within a boot.
+        again = not first and self._said > 0
+        self._said = 0
+        if again:
+            ended.append(
+                Splat(
+                    kind=Kind.REBOOT,
+                    title="unexpected kernel reboot",
+                    first_line=self._number,
+                    last_line=self._number,
+                    fingerprint="",
+                    fatal=True,
+                    text=line.text,
+                )
+            )
+        return ended
+
+
+def form_is_line(form: Format) -> bool:
+    """Does the format consist of its opening line, more or less?"""
+    return form.recipe is Recipe.NONE and not form.stack
+
+
+def opening(text: str) -> tuple[Format, re.Match[str]] | None:
+    """The format that this line opens, or None."""
+    best: tuple[Format, re.Match[str]] | None = None
+    for needle in NEEDLES:
+        if needle not in text:
+            continue
+        for row in _BY_NEEDLE[needle]:
+            if best is not None and _ORDER[id(row)] > _ORDER[id(best[0])]:
+                break
+            match = row.pattern.search(text)
+            if match is not None:
+                best = (row, match)
+                break
+    if best is not None and any(pattern.search(text) for pattern in IGNORED):
+        return None
+    return best
+
+
+def judge_report(report: Report, *, ended: bool) -> Splat:
+    """The report's lines up to the last that belongs to it, judged."""
+    lines = report.lines[: report.last_part + 1]
+    return judge(
+        form=report.format,
+        match=report.match,
+        lines=lines,
+        opening=report.opening,
+        fatal=report.fatal,
+        lost=report.lost,
+        mixed=report.mixed,
+        truncated=ended and not report.whole,
+    )
+
+
+def scan(lines: Iterable[str]) -> list[Splat]:
+    """All splats of a console log, in the order in which they begin."""
+    detector = Detector()
+    found: list[Splat] = []
+    for line in lines:
+        found += detector.feed(line)
+    found += detector.finish()
+    return sorted(found, key=lambda splat: splat.first_line)
