@@ -167,7 +167,8 @@ def test_shellcheck() -> None:
         if path.is_file() and path.read_bytes()[:32].startswith((b"#!/bin/sh", b"#!/bin/bash"))
     ]
     assert ROOT / ".ci/run" in scripts
+    shellcheck = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run(
-        [Path(sys.executable).with_name("shellcheck"), *map(str, scripts)], capture_output=True, text=True, timeout=60
+        [shellcheck, *map(str, scripts)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout
