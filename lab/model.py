@@ -372,6 +372,7 @@ class SplatVerdict:
     patched: int
     patched_trials: int
     comparison: Comparison
+    arch: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,12 @@
+from lab.verdict.chance import LEVEL, smallest_rate
+from lab.verdict.judge import JudgeInput, MoreRuns, judge, needs_more, suspects
+
+__all__ = [
+    "LEVEL",
+    "JudgeInput",
+    "MoreRuns",
+    "judge",
+    "needs_more",
+    "smallest_rate",
+    "suspects",
+]

@@ -1,0 +1,253 @@
+"""Trials of one architecture go in; per case, boot and splat, what each repeat showed comes out.
+
+A repeat may take several machines: after a crash the rest of its cases runs on a fresh one. What
+its machines reported is folded into one answer, so that a repeat is one observation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from lab.model import CaseState, MachineEnd, Side, Splat, Tally, Trial
+from lab.verdict.chance import Sample
+
+# The name under which "does it boot?" is weighed like a case.
+BOOT = "boot"
+
+FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
+# When machines of one repeat disagree, the later in this list stands.
+_RANK = (
+    CaseState.MISSING,
+    CaseState.SKIPPED,
+    CaseState.UNCOVERED,
+    CaseState.PASSED,
+    CaseState.TIMEOUT,
+    CaseState.FAILED,
+    CaseState.HUNG,
+    CaseState.CRASHED,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one repeat of one side said about one case."""
+
+    state: CaseState
+    message: str = ""
+
+    @property
+    def failed(self) -> bool | None:
+        """None: it says nothing either way."""
+        if self.state is CaseState.PASSED:
+            return False
+        return True if self.state in FAILING else None
+
+
+_NOTHING = Answer(state=CaseState.MISSING)
+Answers = Mapping[int, Answer]  # by repeat
+
+
+@dataclass(slots=True)
+class SplatSeen:
+    """Where one splat was seen, and in which repeats it could have been."""
+
+    splat: Splat
+    cases: set[str] = field(default_factory=set)  # BOOT: outside of any case
+    seen: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
+    exposed: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
+
+    def sample(self, attempted: int) -> Sample:
+        sides = {
+            side: {repeat: repeat in self.seen[side] for repeat in self.exposed[side]}
+            for side in Side
+        }
+        return Sample(base=sides[Side.BASE], patched=sides[Side.PATCHED], attempted=attempted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """All that the trials of one architecture showed."""
+
+    answers: Mapping[Side, Mapping[str, Answers]]  # planned cases and BOOT
+    boots: Mapping[Side, tuple[bool, ...]]  # machine by machine: a boot may be tried again
+    splats: Mapping[str, SplatSeen]
+    notes: tuple[str, ...]  # trials that were left out, and why
+    comparable: bool  # False: there are trials, but none that may be compared
+
+    def of(self, side: Side, case: str) -> Answers:
+        return self.answers[side].get(case, {})
+
+    def attempted(self, case: str) -> int:
+        """Repeats that either side started."""
+        return max((max(self.of(side, case), default=-1) + 1 for side in Side), default=0)
+
+    def sample(self, case: str) -> Sample:
+        sides = {
+            side: {
+                repeat: answer.failed
+                for repeat, answer in self.of(side, case).items()
+                if answer.failed is not None
+            }
+            for side in Side
+        }
+        return Sample(
+            base=sides[Side.BASE],
+            patched=sides[Side.PATCHED],
+            attempted=self.attempted(case),
+        )
+
+
+def tally(answers: Answers, *, repeats: int) -> Tally:
+    """Counts over all repeats; of the `repeats` that were planned, an absent one is missing."""
+    states = Counter(answer.state for answer in answers.values())
+    absent = sum(repeat not in answers for repeat in range(repeats))
+    return Tally(
+        passed=states[CaseState.PASSED],
+        failed=sum(states[state] for state in FAILING),
+        skipped=states[CaseState.SKIPPED],
+        unknown=absent + states[CaseState.MISSING] + states[CaseState.UNCOVERED],
+    )
+
+
+def observe(
+    trials: Iterable[Trial], *, arch: str, profile: str, planned: Iterable[str]
+) -> Observed:
+    """Fold the trials of `arch`. Only those of one accelerator and of `profile` are compared."""
+    mine = [trial for trial in trials if trial.cell.arch == arch]
+    kept, notes = _comparable(mine, arch, profile)
+    answers: dict[Side, dict[str, dict[int, Answer]]] = {side: defaultdict(dict) for side in Side}
+    for trial in kept:
+        cell = trial.cell
+        said = {result.name: result for result in trial.results}
+        here = answers[cell.side]
+        _fold(here[BOOT], cell.repeat, _boot_answer(trial))
+        for name in cell.cases:  # what was planned and is not in `said` stays missing
+            result = said.get(name)
+            answer = Answer(state=result.state, message=result.message) if result else _NOTHING
+            _fold(here[name], cell.repeat, answer)
+    wanted = {*planned, BOOT}
+    return Observed(
+        answers={
+            side: {name: got for name, got in here.items() if name in wanted}
+            for side, here in answers.items()
+        },
+        boots={
+            side: tuple(
+                not failed
+                for trial in kept
+                if trial.cell.side is side and (failed := _boot_answer(trial).failed) is not None
+            )
+            for side in Side
+        },
+        splats=_splats(kept, answers),
+        notes=notes,
+        comparable=bool(kept) or not mine,
+    )
+
+
+def _comparable(
+    trials: list[Trial], arch: str, profile: str
+) -> tuple[list[Trial], tuple[str, ...]]:
+    """The trials that may be compared with each other, and what was left out."""
+    notes: list[str] = []
+    strangers = [trial for trial in trials if trial.cell.profile != profile]
+    if strangers:
+        notes.append(f"{arch}: {len(strangers)} trials of another profile are not compared")
+    trials = [trial for trial in trials if trial.cell.profile == profile]
+    counts: dict[str, Counter[Side]] = defaultdict(Counter)
+    for trial in trials:
+        counts[accelerator_name(trial)][trial.cell.side] += 1
+    if len(counts) <= 1:
+        return trials, tuple(notes)
+    # The accelerator with the most trials on the side where it has the fewer.
+    name = max(counts, key=lambda name: min(counts[name][side] for side in Side))
+    common = min(counts[name][side] for side in Side) > 0
+    sides = "; ".join(
+        f"{side}: {', '.join(name for name in sorted(counts) if counts[name][side]) or 'none'}"
+        for side in Side
+    )
+    notes.append(
+        f"{arch}: trials of different accelerators are never compared ({sides})"
+        + (f": only those of {name} count" if common else ": nothing is left to compare")
+    )
+    return [t for t in trials if common and accelerator_name(t) == name], tuple(notes)
+
+
+def accelerator_name(trial: Trial) -> str:
+    return f"{trial.accelerator.name} {trial.accelerator.cpu}"
+
+
+def _fold(answers: dict[int, Answer], repeat: int, answer: Answer) -> None:
+    known = answers.get(repeat)
+    if known is None or _RANK.index(answer.state) > _RANK.index(known.state):
+        answers[repeat] = answer
+
+
+def _boot_answer(trial: Trial) -> Answer:
+    if trial.boot_s is not None:
+        return Answer(state=CaseState.PASSED)
+    match trial.end:
+        case MachineEnd.PANICKED:
+            return Answer(state=CaseState.CRASHED, message="panicked")
+        case MachineEnd.HUNG_BOOT | MachineEnd.HUNG_SILENT | MachineEnd.WALL_CLOCK:
+            return Answer(state=CaseState.HUNG, message="hung")
+        case MachineEnd.POWERED_OFF:
+            return Answer(state=CaseState.FAILED, message="powered off by itself")
+        case MachineEnd.QEMU_DIED | MachineEnd.LOST:
+            return Answer(state=CaseState.MISSING, message=str(trial.end))  # not the kernel's doing
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+# --- splats ------------------------------------------------------------------------------------
+
+
+def splat_key(splat: Splat) -> str:
+    """Equal for equal bugs; a splat that is not whole is known by its kind and title only."""
+    return splat.fingerprint or f"{splat.kind}: {splat.title}"
+
+
+def _splats(
+    trials: list[Trial], answers: Mapping[Side, Mapping[str, Answers]]
+) -> dict[str, SplatSeen]:
+    found: dict[str, SplatSeen] = {}
+    for trial in trials:
+        places = [(BOOT, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
+        for case, splats in places:
+            for splat in splats:
+                here = found.setdefault(splat_key(splat), SplatSeen(splat=splat))
+                here.cases.add(case)
+                here.seen[trial.cell.side].add(trial.cell.repeat)
+    _adopt_corrupted(found)
+    for here in found.values():
+        for side in Side:
+            here.exposed[side] = here.seen[side] | {
+                repeat
+                for case in here.cases
+                for repeat, answer in answers[side].get(case, {}).items()
+                if _could_show(answer, here.splat)
+            }
+    return found
+
+
+def _adopt_corrupted(found: dict[str, SplatSeen]) -> None:
+    """A torn report is taken for the whole one of the same kind and title, if there is one."""
+    whole = {(s.splat.kind, s.splat.title): s for s in found.values() if s.splat.fingerprint}
+    for key, torn in list(found.items()):
+        same = whole.get((torn.splat.kind, torn.splat.title))
+        if torn.splat.fingerprint or same is None:
+            continue
+        same.cases |= torn.cases
+        for side in Side:
+            same.seen[side] |= torn.seen[side]
+        del found[key]
+
+
+def _could_show(answer: Answer, splat: Splat) -> bool:
+    """Whether that repeat would have shown the splat, had the kernel made it."""
+    if answer.state is CaseState.UNCOVERED:
+        return not splat.kind.startswith("lockdep")  # lockdep was off: its silence says nothing
+    return answer.failed is not None
