@@ -366,12 +366,12 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
     settled = weighed.standing is Standing.SIGNIFICANT
     if settled and weighed.lean is Lean.WORSE:
         comparison, doubt = Comparison.REGRESSED, False
-        reason = wording.fresh_runs(weighed)
+        reason = f"fails in {wording.fresh_runs(weighed)}"
     elif lost := wording.lost(observed, case, base, patched, given.repeats):
         reason, doubt = lost
     elif settled:
         comparison, doubt = Comparison.FIXED, False
-        reason = wording.fresh_runs(weighed)
+        reason = f"fixed: fails in {wording.fresh_runs(weighed)}"
     else:
         comparison, reason = _undecided(base, patched, weighed)
         doubt = comparison is Comparison.SUSPECT
@@ -389,9 +389,7 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
     )
     docket.cases.append(verdict)
     if comparison is Comparison.REGRESSED:
-        docket.findings.append(
-            Finding(kind="case", title=f"{case} fails", detail=reason, arch=arch.name)
-        )
+        docket.findings.append(Finding(kind="case", title=case, detail=reason, arch=arch.name))
     elif reason:
         docket.of_case(arch.name, case, reason, doubt=doubt)
 
@@ -485,7 +483,7 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
             Finding(
                 kind="splat",
                 title=seen.splat.title,
-                detail=f"{counts}; {wording.fresh_runs(weighed)}",
+                detail=f"{counts}; in {wording.fresh_runs(weighed)}",
                 arch=arch.name,
             )
         )

@@ -17,7 +17,7 @@ from lab.model import (
     Tally,
     Verdict,
 )
-from lab.verdict.chance import CONFIDENCE, Lean, Weighed, smallest_rate
+from lab.verdict.chance import CONFIDENCE, Weighed, smallest_rate
 from lab.verdict.observe import Observed
 
 # The order in which findings are told: what keeps others from being seen comes first.
@@ -54,10 +54,9 @@ def probability(p: float) -> str:
 def fresh_runs(weighed: Weighed) -> str:
     """The evidence of a significant difference."""
     assert weighed.p is not None
-    what = "fixed: " if weighed.lean is Lean.BETTER else ""
     return (
-        f"{what}{weighed.patched} of {weighed.patched_runs} fresh runs fail with the series, "
-        f"{weighed.base} of {weighed.base_runs} without ({probability(weighed.p)})"
+        f"{weighed.patched} of {weighed.patched_runs} fresh runs with the series, "
+        f"{weighed.base} of {weighed.base_runs} without, {probability(weighed.p)}"
     )
 
 
@@ -96,6 +95,8 @@ def lost(
         if got.decided >= repeats and got.unknown < got.decided:
             continue
         answers = observed.of(side, case).values()
+        if observed.boots[side] and not any(observed.boots[side]):
+            return f"no machine booted {where}", True
         if not answers:
             return f"never ran {where}", True
         states = Counter(str(answer.state) for answer in answers)
@@ -141,7 +142,11 @@ def _headline(finding: Finding, several: bool) -> str:
         return f"new compiler warning{where}: {finding.title}"
     if finding.kind == "splat":
         return f"new splat{where}: {finding.title} ({finding.detail.partition(';')[0]})"
-    return f"{finding.title}{where} ({finding.detail})"
+    return (
+        f"{finding.title}{where} {finding.detail}"
+        if finding.kind == "case"
+        else (f"{finding.title}{where} ({finding.detail})")
+    )
 
 
 def _clean(verdict: Verdict, archs: Sequence[str]) -> str:
