@@ -6,9 +6,10 @@ import hashlib
 import itertools
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lab.model import Splat
-from lab.splat import frames, locks
+from lab.splat import frames, locks, skips
 from lab.splat.formats import Format, Recipe
 from lab.splat.frames import Frame
 from lab.splat.kinds import FATAL, Kind
@@ -99,7 +100,8 @@ def judge(
         for index, text in enumerate(texts[opening:])
         if (frame := frames.parse(text, index)) is not None and not frame.guess
     ]
-    function, file = _blame(form, kind, match, texts[opening:], stack)
+    function = _blame(form, kind, match, texts[opening:], stack)
+    file = _file(texts[opening:])
     said = locks.involved(texts[opening:])
     corrupted = _corrupted(form, kind, texts[opening:], stack, function, lost, mixed, truncated)
     title = _title(title, kind, match, texts[opening:], function)
@@ -129,229 +131,249 @@ def _refine(form: Format, texts: Sequence[str], opening: int) -> tuple[Kind, str
 # --- the function to blame -----------------------------------------------------------------------
 
 
-def _skipped(function: str, extra: re.Pattern[str] | None = None) -> bool:
+def skipped(function: str, *extra: re.Pattern[str]) -> bool:
+    """Is this a function that only reports, or only does to an object what it was told to?"""
     plain = frames.name(function)
-    return bool(
-        frames.REPORTERS.match(plain)
-        or frames.PLUMBING.match(plain)
-        or frames.INTERRUPTS.match(plain)
-        or (extra is not None and extra.match(plain))
-    )
+    return any(pattern.fullmatch(plain) for pattern in (*skips.ALWAYS, skips.INTERRUPTS, *extra))
 
 
-def _first(stack: Sequence[Frame], extra: re.Pattern[str] | None = None) -> Frame | None:
-    """The first frame that is to blame; the first at all where every one is skipped."""
-    for frame in stack:
-        if not _skipped(frame.function, extra):
-            return frame
-    return None
+def _first(stack: Sequence[Frame], *extra: re.Pattern[str]) -> Frame | None:
+    return next((frame for frame in stack if not skipped(frame.function, *extra)), None)
 
 
 def _blame(
     form: Format, kind: Kind, match: re.Match[str], texts: Sequence[str], stack: list[Frame]
-) -> tuple[str, str]:
-    frame: Frame | None
-    named = match.groupdict().get("function") or ""
+) -> str:
+    """Name of the function to blame, "" if the report does not tell."""
+    groups = match.groupdict()
+    named = groups.get("function") or ""
     match form.recipe:
         case Recipe.NONE:
-            return "", ""
+            return ""
         case Recipe.BANNER:
-            other = match.groupdict().get("other")
-            if other:
-                return " / ".join(sorted((frames.name(named), frames.name(other)))), ""
-            frame = None
-            if named and not _skipped(named):
-                frame = next((f for f in stack if f.function == named), None)
-                return frames.name(named), _file(stack, frame)
+            if groups.get("other"):
+                return " / ".join(sorted((frames.name(named), frames.name(groups["other"]))))
+            if named and not skipped(named) and named != "usb_submit_urb":
+                return frames.name(named)
             frame = _first(_primary(texts, stack))
-        case Recipe.PC | Recipe.STACK:
+            if frame is None and named:
+                # The stack is cut short: what it went over by guess is better than nothing.
+                frame = _first(_primary(texts, _guessed(texts)))
+        case Recipe.PC:
             frame = _first(_primary(texts, stack))
-        case Recipe.ALLOCATION | Recipe.SLEEP:
-            frame = _first(_trace(texts, stack), frames.SCHEDULING)
+        case Recipe.STACK:
+            frame = _first(_traced(texts, stack), skips.SWITCHING)
+        case Recipe.ALLOCATION:
+            frame = _first(_traced(texts, stack), skips.ALLOCATING)
+        case Recipe.SLEEP:
+            frame = _first(_asleep(_traced(texts, stack)), skips.SLEEPING)
         case Recipe.STALL:
             frame = _stalled(texts, stack)
-        case Recipe.LOCKDEP:
-            return _locking(texts, stack)
+        case Recipe.DEEP:
+            frame = _asked(_primary(texts, stack))
+        case Recipe.LOCKDEP | Recipe.HELD:
+            return _locking(form, kind, texts, stack)
     if frame is None:
-        return "", ""
+        return ""
     function = frames.name(frame.function)
     if function == "usb_submit_urb":
-        after = [f for f in stack if f.index > frame.index]
-        caller = _first(after)
+        # Every driver's broken URB trips in the same function: name the driver's as well.
+        caller = _first([later for later in stack if later.index > frame.index])
         if caller is not None:
             function = f"{frames.name(caller.function)}/usb_submit_urb"
-    return function, _file(stack, frame)
+    return function
+
+
+def _guessed(texts: Sequence[str]) -> list[Frame]:
+    found = (frames.parse(text, index) for index, text in enumerate(texts))
+    return [frame for frame in found if frame is not None]
+
+
+_OTHER_STACK = re.compile(
+    r"\s*(?:(?:Allocated|Freed)(?: by task \d+)?:|Uninit was|Local variable|Last potentially related|"
+    r"page last |Memory state|Showing all locks|The buggy address|Preemption disabled at|"
+    r"Sending NMI|NMI backtrace for cpu)"
+)
 
 
 def _primary(texts: Sequence[str], stack: list[Frame]) -> list[Frame]:
-    """The stack of what happened: up to the second trace header or the user's registers."""
+    """The stack of what happened: up to the second trace, user space, or another object's story."""
     end = len(texts)
     traces = 0
     for index, text in enumerate(texts):
-        if frames.user_pc(text) and index > 0 and traces:
-            end = index
-            break
         if frames.TRACE_START.search(text):
             traces += 1
-            if traces > 1:
-                end = index
-                break
-        if re.match(
-            r"(?:Allocated|Freed)(?: by task \d+)?:|Uninit was|Local variable", text.strip()
+        if traces > 1 or (
+            index > 0 and ((traces and frames.user_pc(text)) or _OTHER_STACK.match(text))
         ):
             end = index
             break
     return [frame for frame in stack if frame.index < end]
 
 
-def _trace(texts: Sequence[str], stack: list[Frame]) -> list[Frame]:
-    start = next(
-        (i for i, text in enumerate(texts) if re.search(r"Call [Tt]race|[Bb]acktrace", text)), 0
+def _traced(texts: Sequence[str], stack: list[Frame]) -> list[Frame]:
+    """The first trace that begins with a header; the whole report where none does."""
+    start = next((i for i, text in enumerate(texts) if frames.TRACE_START.search(text)), None)
+    if start is None:
+        return _primary(texts, stack)
+    end = next(
+        (
+            i
+            for i in range(start + 1, len(texts))
+            if frames.TRACE_START.search(texts[i])
+            or frames.user_pc(texts[i])
+            or _OTHER_STACK.match(texts[i])
+        ),
+        len(texts),
     )
-    return _primary(texts[start:], []) or [
-        frame
-        for frame in stack
-        if frame.index >= start and frame.index < _end_of_trace(texts, start)
-    ]
+    return [frame for frame in stack if start <= frame.index < end]
 
 
-def _end_of_trace(texts: Sequence[str], start: int) -> int:
-    for index in range(start + 1, len(texts)):
-        if frames.TRACE_START.search(texts[index]) or "NMI backtrace" in texts[index]:
-            return index
-    return len(texts)
+def _asleep(stack: list[Frame]) -> list[Frame]:
+    """What is below the switch to another task."""
+    last = -1
+    for place, frame in enumerate(stack[:6]):
+        if re.fullmatch(r"__switch_to|__schedule|schedule|context_switch", frame.function):
+            last = place
+    return stack[last + 1 :]
 
 
-# Where the kernel dispatches: the frame above one of these is what was asked for.
-_DISPATCH = re.compile(
-    r"(?:do_syscall_\w+|x64_sys_call|do_fast_syscall_32|__do_fast_syscall_32|do_int80\w*|entry_\w+|"
-    r"el0_svc\w*|invoke_syscall|el0t?_\w+|ret_fast_syscall|syscall_\w+|sysenter_\w+|tracesys\w*|"
-    r"system_call\w*|process_one_work|process_scheduled_works|worker_thread|kthread|ret_from_fork\w*|"
-    r"task_work_run|exit_to_user\w*|call_timer_fn|expire_timers|_*run_timers|run_timer_softirq|"
-    r"__hrtimer_run_queues|hrtimer_run_\w+|tasklet_action\w*|_*do_softirq\w*|handle_softirqs|"
-    r"run_ksoftirqd|smpboot_thread_fn|_*netif_receive_skb\w*|netif_receive_generic\w*|process_backlog|net_rx_action|_*napi_poll|"
-    r"do_idle|cpu_startup_entry|start_secondary|rest_init|start_kernel|"
-    r"vfs_ioctl|do_vfs_ioctl|_*(?:se_|x64_|ia32_|arm64_|compat_)*sys_ioctl|ksys_ioctl|compat_ioctl|SyS_ioctl|SYSC_ioctl|"
-    r"blkdev_ioctl|compat_blkdev_ioctl|blkdev_driver_ioctl|_*blkdev_driver_ioctl|"
-    r"_*vfs_(?:read|write|iter_read|iter_write|fsync\w*|readv|writev)|new_sync_(?:read|write)|call_(?:read|write)_iter|do_iter_\w+|"
-    r"_*sock_(?:sendmsg|recvmsg|release|close|ioctl|do_ioctl)\w*|_*__fput|rtnetlink_rcv_msg|nfnetlink_rcv\w*|"
-    r"genl_\w*rcv_msg\w*|netlink_rcv_skb|rcu_do_batch|rcu_core\w*|do_one_initcall|"
-    r"notifier_call_chain|do_exit|do_group_exit|_*sys_setsockopt|do_sock_setsockopt|_*sys_getsockopt)$"
-)
+def _asked(stack: Sequence[Frame]) -> Frame | None:
+    """What was asked for: the frame above the first point where the kernel dispatches."""
+    useful = [f for f in stack if not skipped(f.function, skips.SWITCHING)]
+    if not useful:
+        return None
+    previous = useful[0]
+    if frames.name(previous.function) == "smp_call_function":
+        return previous
+    for frame in useful:
+        if skips.DISPATCH.fullmatch(frames.clean(frame.function)):
+            return previous
+        previous = frame
+    return previous
 
 
 def _stalled(texts: Sequence[str], stack: list[Frame]) -> Frame | None:
-    """The function that was asked for in the stack that the processor was stuck in."""
+    """What was asked for in the stack that the processor was stuck in."""
+    spare: Frame | None = None
     for part in _stacks(texts, stack):
-        below = _below_interrupt(part)
-        if not below:
+        running, sure = _interrupted(part)
+        if not running or re.search(r"idle|swapper", " ".join(f.function for f in running[:3])):
             continue
-        if frames.name(below[0].function) == "smp_call_function":
-            return below[0]
-        useful = [f for f in below if not _skipped(f.function)]
-        if not useful:
+        frame = _asked(running)
+        if frame is None or frame.function in ("__switch_to", "_stext"):
             continue
-        if _DISPATCH.match(useful[0].function) and "idle" in " ".join(
-            f.function for f in below[:4]
-        ):
-            continue  # an idle processor: not the one that is stuck
-        previous = useful[0]
-        if frames.name(previous.function) == "smp_call_function":
-            return previous
-        for frame in below:
-            if _DISPATCH.match(_clean(frame.function)):
-                return previous
-            if not _skipped(frame.function):
-                previous = frame
-        return previous if len(useful) > 1 else useful[0]
-    return None
+        if sure:
+            return frame
+        spare = spare or frame
+    return spare
 
 
-def _clean(function: str) -> str:
-    return re.sub(r"\.(?:isra|part|constprop|cold)[.\w]*$", "", function)
+_NEW_STACK = re.compile(
+    r"^CPU: \d+ .*PID: |NMI backtrace for cpu|Sending NMI|kthread stack dump|^task:|^Task dump for CPU|"
+    r"^\S+ +[RDSI] .*\d+ +\d+ +\d+ +0x|stack backtrace:"
+)
 
 
 def _stacks(texts: Sequence[str], stack: list[Frame]) -> list[list[Frame]]:
     """The report's traces, one list each; the grace-period thread's own is left out."""
-    starts = [0] + [i for i, text in enumerate(texts) if _NEW_STACK.search(text)] + [len(texts)]
-    parts: list[list[Frame]] = []
-    for begin, end in itertools.pairwise(starts):
+    starts = [0]
+    traced = False
+    for index, text in enumerate(texts):
+        fresh = bool(_NEW_STACK.search(text))
+        header = bool(frames.TRACE_START.search(text))
+        if fresh or (header and traced):
+            starts.append(index)
+            traced = False
+        traced = traced or header
+    parts = []
+    for begin, end in pairwise([*starts, len(texts)]):
         part = [frame for frame in stack if begin <= frame.index < end]
-        if part and not any(
-            "rcu_gp_kthread" in f.function or "rcu_gp_fqs" in f.function for f in part
-        ):
+        if part and not any(frame.function.startswith("rcu_gp_") for frame in part):
             parts.append(part)
     return parts
 
 
-_NEW_STACK = re.compile(
-    r"^CPU: \d+ .*PID: |NMI backtrace for cpu|Sending NMI|kthread stack dump|^task:|^\S+ +[RDSI] .*\d+ +\d+ +\d+ +0x|"
-    r"^Task dump for CPU|stack backtrace:"
-)
-_INTERRUPTED = re.compile(
-    r"(?:asm_)?(?:sysvec|smp|exc)?_?apic_timer_interrupt|asm_sysvec_\w+|el1h?(?:_64)?_irq\w*|apic_timer_interrupt|"
-    r"__irq_svc|timer_interrupt\w*|ret_from_intr|reschedule_interrupt|call_function\w*_interrupt|"
-    r"asm_common_interrupt|common_interrupt|asm_exc_nmi|end_repeat_nmi|nmi|el1_interrupt|asm_sysvec_apic\w*"
-)
-
-
-def _below_interrupt(part: list[Frame]) -> list[Frame]:
-    """What was interrupted: the frames after the last entry of the timer interrupt or NMI."""
-    last = -1
+def _interrupted(part: list[Frame]) -> tuple[list[Frame], bool]:
+    """What ran when the tick or the NMI found it, and whether the trace shows that it ran."""
+    if part[0].pc:
+        return part, True
     for place, frame in enumerate(part):
-        if _INTERRUPTED.fullmatch(_clean(frame.function)):
-            last = place
-            break
-    return part[last + 1 :]
+        if skips.INTERRUPTS.fullmatch(frames.clean(frame.function)):
+            while place + 1 < len(part) and skips.INTERRUPTS.fullmatch(
+                frames.clean(part[place + 1].function)
+            ):
+                place += 1
+            return part[place + 1 :], True
+    return part, False
 
 
-_ACQUIRES = re.compile(r"is trying to (?:acquire|release|contend) lock")
-_AT = re.compile(r"\bat: (?:\[<[0-9a-f]+>\] ?)*(?P<func>[A-Za-z_][\w.]*)(?:\+0x|\s|$)(?P<rest>.*)")
+_AT = re.compile(r"\bat: (?:\[<[0-9a-f]+>\] ?)*(?P<func>[A-Za-z_][\w.]*)(?=[+\s]|$)")
+_TAKES = re.compile(
+    r"is trying to|already holding|new dependency|takes:|usage\.?$|wrongly|is freeing memory|acquire"
+)
+_SAFE = re.compile(r"which became \w+-irq-safe at")
+_HELD = re.compile(r"^ ?#\d+: |is freeing memory|lock held when|lock(?:s)? held")
 
 
-def _locking(texts: Sequence[str], stack: list[Frame]) -> tuple[str, str]:
-    """Who takes the lock: lockdep's own "at:" unless that is a lock primitive, else the stack."""
-    for index, text in enumerate(texts):
-        if _ACQUIRES.search(text):
-            for later in texts[index : index + 3]:
-                at = _AT.search(later)
-                if at and not _skipped(at["func"]):
-                    return frames.name(at["func"]), _file(
-                        stack, next((f for f in stack if f.function == at["func"]), None)
-                    )
-            break
+def _locking(form: Format, kind: Kind, texts: Sequence[str], stack: list[Frame]) -> str:
+    """Who takes the lock, by lockdep's own "at:", unless that is a primitive; else by the stack."""
+    if kind is Kind.LOCKDEP_IRQ_ORDER:
+        begin = next((i for i, text in enumerate(texts) if _SAFE.search(text)), None)
+        if begin is not None:
+            frame = _first([f for f in stack if f.index > begin])
+            if frame is not None:
+                return frames.name(frame.function)
+    limit = next(
+        (
+            i
+            for i, text in enumerate(texts)
+            if re.search(r"existing dependency|stack backtrace", text)
+        ),
+        len(texts),
+    )
+    for index, text in enumerate(texts[:limit]):
+        at = _AT.search(text)
+        if at is not None:
+            if (form.recipe is Recipe.HELD or not re.match(r" *#\d+: ", text)) and not skipped(
+                at["func"]
+            ):
+                return frames.name(at["func"])
+        elif index and texts[index - 1].rstrip().endswith(" at:") and form.recipe is Recipe.LOCKDEP:
+            frame = frames.parse(text, index)
+            if (
+                frame is not None
+                and "became" not in texts[index - 1]
+                and "registered" not in (texts[index - 1])
+                and not skipped(frame.function)
+            ):
+                return frames.name(frame.function)
     start = next((i for i, t in enumerate(texts) if "stack backtrace:" in t), None)
     if start is None:
         start = next((i for i, t in enumerate(texts) if frames.TRACE_START.search(t)), 0)
-    tail = [frame for frame in stack if frame.index >= start]
-    frame = _first(tail)
-    if frame is None:
-        return "", ""
-    return frames.name(frame.function), _file(stack, frame)
+    frame = _first([f for f in stack if f.index >= start], skips.SWITCHING)
+    return frames.name(frame.function) if frame is not None else ""
 
 
-# Files that are never to blame: the machinery whose frames are skipped anyway, and headers.
-_FILES_SKIPPED = re.compile(
-    r"^(?:include/|lib/|mm/(?:kasan|kmsan|kfence|slab|slub|slab_common|util|vmalloc|page_alloc|percpu|kmemleak)|"
-    r"kernel/(?:panic|locking/|kcsan|rcu/|sched/|workqueue|kthread|fork|exit|stacktrace|trace/|printk)|"
-    r"arch/\w+/(?:include|kernel|lib|mm|entry)/|arch/\w+/entry|security/(?:selinux|security)|"
-    r"net/core/(?:skbuff|sock|dev)\.c|net/socket\.c|fs/(?:read_write|ioctl|splice|open|file_table|namei)\.c)"
-)
+# --- the file to blame ---------------------------------------------------------------------------
+
+_POSITION = re.compile(r"(?<![\w.])([A-Za-z][\w.+-]*(?:/[\w.+-]+)+\.(?:c|h|S|rs)):\d+")
 
 
-def _file(stack: list[Frame], frame: Frame | None) -> str:
-    """The source file to blame, where the frames have positions."""
-    if frame is not None and frame.file and not frame.file.endswith(".h"):
-        return _path(frame.file)
-    start = 0 if frame is None else frame.index
-    for later in stack:
-        if later.index >= start and later.file and not _FILES_SKIPPED.match(_path(later.file)):
-            return _path(later.file)
-    return _path(frame.file) if frame is not None else ""
-
-
-def _path(file: str) -> str:
-    return file.removeprefix("./")
+def _file(texts: Sequence[str]) -> str:
+    """The first source file that is not the machinery of skipped functions; "" if none is named."""
+    spare = ""
+    for index, text in enumerate(texts):
+        for found in _POSITION.finditer(text):
+            path = found[1]
+            frame = frames.parse(text, index)
+            if (frame is not None and frame.guess) or skips.FILES.match(path):
+                continue
+            if frame is not None and skipped(frame.function):
+                spare = spare or path
+                continue
+            return path
+    return spare
 
 
 # --- title, fingerprint, soundness ---------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lab.model import Splat
 from lab.splat.blame import judge
-from lab.splat.formats import BOOT_BANNER, FORMATS, IGNORED, NEEDLES, Format, Recipe
+from lab.splat.formats import BOOT_BANNER, FORMATS, IGNORED, NEEDLES, QUOTING, Format, Recipe
 from lab.splat.kinds import FATAL, STALLS, Kind
 from lab.splat.lines import Line, dropped, parse
 
@@ -45,6 +45,7 @@ _DECORATION = re.compile(
 )
 # Formats whose report is over at the second rule of "=====".
 _RULED = frozenset({Kind.KASAN, Kind.KFENCE, Kind.KCSAN, Kind.KMSAN, Kind.UBSAN})
+_REPEATED = frozenset({*_RULED, Kind.WARNING, Kind.LOCKDEP_OTHER})
 # An opening that a report of one of these kinds explains: it goes on rather than ends.
 _CONTINUATION = frozenset({Kind.PANIC})
 
@@ -154,6 +155,12 @@ class Detector:
         if before is Kind.PANIC:
             return False
         distance = len(owner.lines) - owner.opening
+        if form is owner.format and distance <= 8 and now in _REPEATED:
+            # A symboliser repeats the opening line once for each inlined function.
+            return line.text.split(" in ")[0] == owner.lines[owner.opening].text.split(" in ")[0]
+        if before in STALLS and now is Kind.WARNING:
+            # The reporter itself tripped, before it had printed any stack.
+            return distance < 6
         oops = now in (Kind.OOPS, Kind.GPF, Kind.NULL_DEREF, Kind.PAGE_FAULT)
         if before in (Kind.BUG, Kind.LIST_CORRUPTION, Kind.RUST_PANIC, Kind.KASAN):
             if oops or (before is Kind.RUST_PANIC and now is Kind.BUG):
@@ -310,7 +317,10 @@ def opening(text: str) -> tuple[Format, re.Match[str]] | None:
             if match is not None:
                 best = (row, match)
                 break
-    if best is not None and any(pattern.search(text) for pattern in IGNORED):
+    if best is None or any(pattern.search(text) for pattern in IGNORED):
+        return None
+    before = text[: best[1].start()]
+    if before and any(pattern.search(before) for pattern in QUOTING):
         return None
     return best
 

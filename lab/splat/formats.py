@@ -22,7 +22,9 @@ class Recipe(StrEnum):
     STACK = "stack"  # the first stack
     STALL = "stall"  # below the interrupt, at the entry of what was going round
     SLEEP = "sleep"  # what the blocked task was waiting in
+    DEEP = "deep"  # the entry of what used the stack up, as with a stall
     LOCKDEP = "lockdep"  # who acquires the lock
+    HELD = "held"  # who took the lock that is still held
     ALLOCATION = "allocation"  # kmemleak's stack of the allocation
     NONE = "none"  # the line says it all
 
@@ -161,7 +163,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "inconsistent",
-        r"inconsistent (?:\{[^}]*\} -> \{[^}]*\} usage|lock state)",
+        r"inconsistent lock state",
         Kind.LOCKDEP_INCONSISTENT,
         "inconsistent lock state in {function}",
         Recipe.LOCKDEP,
@@ -192,28 +194,28 @@ FORMATS: tuple[Format, ...] = (
         r"held lock freed",
         Kind.LOCKDEP_HELD_LOCK,
         "held lock freed in {function}",
-        Recipe.STACK,
+        Recipe.HELD,
     ),
     _row(
         "locks held",
         r"still has locks held",
         Kind.LOCKDEP_HELD_LOCK,
         "still has locks held in {function}",
-        Recipe.LOCKDEP,
+        Recipe.HELD,
     ),
     _row(
         "lock held when returning",
         r"lock held when returning to user space",
         Kind.LOCKDEP_HELD_LOCK,
         "lock held when returning to user space in {function}",
-        Recipe.LOCKDEP,
+        Recipe.HELD,
     ),
     _row(
         "lock held at task exit",
         r"lock held at task exit time",
         Kind.LOCKDEP_HELD_LOCK,
         "lock held at task exit in {function}",
-        Recipe.LOCKDEP,
+        Recipe.HELD,
     ),
     _row(
         "Nested lock was not taken",
@@ -375,28 +377,28 @@ FORMATS: tuple[Format, ...] = (
         r"BUG: (?:\w+ )?stack guard page was hit",
         Kind.STACK_OVERFLOW,
         "BUG: stack guard page was hit in {function}",
-        Recipe.STACK,
+        Recipe.DEEP,
     ),
     _row(
         "corrupted stack end",
         r"corrupted stack end detected inside scheduler",
         Kind.STACK_OVERFLOW,
         "kernel panic: corrupted stack end in {function}",
-        Recipe.STACK,
+        Recipe.DEEP,
     ),
     _row(
         "Insufficient stack space",
         r"Insufficient stack space to handle exception",
         Kind.STACK_OVERFLOW,
         "kernel stack overflow in {function}",
-        Recipe.PC,
+        Recipe.DEEP,
     ),
     _row(
         "kernel stack overflow",
         r"kernel stack overflow",
         Kind.STACK_OVERFLOW,
         "kernel stack overflow in {function}",
-        Recipe.PC,
+        Recipe.DEEP,
     ),
     _row(
         "tack is corrupted",
@@ -504,13 +506,6 @@ FORMATS: tuple[Format, ...] = (
         r"SError Interrupt on CPU",
         Kind.OOPS,
         "SError in {function}",
-        Recipe.PC,
-    ),
-    _row(
-        "ad mode in ",
-        r"Bad mode in .* handler detected",
-        Kind.OOPS,
-        "bad mode in {function}",
         Recipe.PC,
     ),
     _row(
@@ -793,7 +788,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "WARNING:",
-        rf"WARNING: (?:\[.*?\] )?(?P<what>\S+:\d+) at {_F}{_AT}.*",
+        rf"WARNING: (?:\[.*?\] )?(?P<what>\S+:\d+) at (?:{_F}{_AT}|0x[0-9a-f]+|\S+).*",
         Kind.WARNING,
         "WARNING in {function}",
         Recipe.BANNER,
@@ -817,11 +812,10 @@ FORMATS: tuple[Format, ...] = (
     _row("BUG:", r"^BUG: (?P<what>\S.*)$", Kind.BUG, "BUG: {what}", Recipe.NONE, stack=False),
 )
 
-# A line that holds one of these is never the opening of a report: (needle it follows, reason).
+# A line that holds one of these is never the opening of a report.
 IGNORED: tuple[re.Pattern[str], ...] = tuple(
     re.compile(pattern)
     for pattern in (
-        r"DEBUG",  # a logger's level that contains BUG
         r"lockdep is turned off",  # said inside other reports
         r"Stall ended before state dump",
         r"INFO: NMI handler",
@@ -837,19 +831,24 @@ IGNORED: tuple[re.Pattern[str], ...] = tuple(
         r"(?i)See https?://",  # advice on processor mitigations
         r"kernel not compiled with",
         r"(?i)uses (?:deprecated v\d cap|wireless extensions|\d+-bit cap)",
-        r"EXT4-fs(?: \([^)]*\))?: (?:warning|INFO|WARNING)",
         r"XFS \([^)]*\): WARNING",
-        r"(?:Kernel|kernel) command line:|^Command line:",
-        r"(?:systemd|dracut|init|udevd|sshd|login|cron)\S*\[\d+\]: ",
-        r"audit: type=|audit\(\d",
-        r"\b\w+_(?:INFO|BUG|WARNING|panic):",
-        r"segfault at .* error \d",
-        r"traps: .* general protection fault ip:",
-        r"general protection fault .*error:\w+ in ",
-        r"WARNING: Unprivileged eBPF|WARNING: Spectre",
-        r"printed in red",
+        r"general protection fault (?:ip:|.* error:\w+ in )",  # of a user process
+        r"WARNING: (?:Unprivileged eBPF|Spectre)",
         r"no syscalls can create resource",
         r"replaying previous printk message",
+    )
+)
+
+# Text before the opening that makes it somebody else's: a logger's level, a program, a quotation.
+QUOTING: tuple[re.Pattern[str], ...] = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"[A-Za-z_](?:INFO|BUG|WARNING|panic)?$",  # DEBUG:, rmt_INFO:, xlog_panic:
+        r"(?:^|[\s/])(?:systemd|dracut|init|udevd|sshd|login|cron|python\d?)[\w.-]*(?:\[\d+\])?: ",
+        r"(?i)command line: ",
+        r"EXT4-fs(?: \([^)]*\))?: ",
+        r"audit: type=.*(?:msg|cmd|proctitle)=",
+        r"segfault at ",
     )
 )
 
