@@ -74,12 +74,6 @@ def resolution(cases: Iterable[CaseVerdict]) -> str:
     )
 
 
-def skipped_alike(case: CaseVerdict) -> bool:
-    """It was skipped on both sides, every time."""
-    sides = (case.base, case.patched)
-    return all(side.skipped and not side.decided and not side.unknown for side in sides)
-
-
 def lost(
     observed: Observed, case: str, base: Tally, patched: Tally, repeats: int
 ) -> tuple[str, bool] | None:

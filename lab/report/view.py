@@ -1,0 +1,338 @@
+"""A `RunRecord` goes in, what every renderer shows of it comes out: rows, counts and numbers.
+
+Nothing is judged in here, and nothing is formatted for one renderer only.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from lab.model import (
+    BuildFailure,
+    CaseResult,
+    CaseState,
+    CaseVerdict,
+    Comparison,
+    Diagnostic,
+    ExitCode,
+    Kernel,
+    MachineEnd,
+    Outcome,
+    RunRecord,
+    Side,
+    Splat,
+    SplatVerdict,
+    Tally,
+    Trial,
+)
+
+EXIT = {
+    Outcome.CLEAN: ExitCode.CLEAN,
+    Outcome.REGRESSED: ExitCode.REGRESSED,
+    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+    Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
+}
+FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
+# The order in which cases are listed: what a reader must act on first.
+_URGENCY = tuple(
+    Comparison(name)
+    for name in ("regressed", "suspect", "unknown", "flaky", "fixed", "same-fail", "same-pass")
+)
+
+
+def skipped_alike(case: CaseVerdict) -> bool:
+    """It was skipped on both sides, every time."""
+    sides = (case.base, case.patched)
+    return all(side.skipped and not side.decided and not side.unknown for side in sides)
+
+
+def by_urgency(cases: Iterable[CaseVerdict]) -> list[CaseVerdict]:
+    return sorted(cases, key=lambda case: _URGENCY.index(case.comparison))
+
+
+def counts(tally: Tally) -> str:
+    """ "7 of 7 pass", "2 of 7 fail", "skipped", "nothing known"."""
+    if tally.failed:
+        text = f"{tally.failed} of {tally.decided} fail"
+    elif tally.passed:
+        text = f"{tally.passed} of {tally.decided} pass"
+    elif tally.skipped:
+        text = "skipped"
+    else:
+        return f"{tally.unknown} unknown"
+    return f"{text}, {tally.unknown} unknown" if tally.unknown else text
+
+
+def span(seconds: float) -> str:
+    """ "0.4 s", "41 s", "12 min 05 s", "3 h 20 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+# --- the matrix --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One side of one architecture."""
+
+    arch: str
+    profile: str
+    side: Side
+    kernel: Kernel | None
+    failure: BuildFailure | None
+    boots: int
+    boots_tried: int
+    boot_s: float | None  # median
+    passed: int  # cases that passed every time they could be decided
+    failed: int  # cases that failed at least once
+    other: int  # cases of which neither is known
+    splats: int  # different ones
+    accelerators: tuple[str, ...]
+
+    @property
+    def build(self) -> str:
+        if self.failure is not None:
+            return f"fails ({self.failure.phase})"
+        if self.kernel is None:
+            return "not built"
+        if not self.kernel.make_ran:
+            return "cached"
+        return f"{span(self.kernel.build_s)}, {self.kernel.compiled} objs"
+
+    @property
+    def boot(self) -> str:
+        if not self.boots_tried:
+            return "not tried"
+        often = f"{self.boots} of {self.boots_tried}"
+        return often if self.boot_s is None else f"{often}, {self.boot_s:.1f} s"
+
+    @property
+    def cases(self) -> str:
+        if not self.boots_tried:
+            return "not run"
+        numbers = ((self.passed, "pass"), (self.failed, "fail"), (self.other, "unknown"))
+        return ", ".join(f"{number} {word}" for number, word in numbers if number) or "none"
+
+
+def matrix(record: RunRecord) -> tuple[Row, ...]:
+    return tuple(_row(record, arch, side) for arch in record.manifest.archs for side in Side)
+
+
+def _row(record: RunRecord, arch: str, side: Side) -> Row:
+    trials = [t for t in record.trials if (t.cell.arch, t.cell.side) == (arch, side)]
+    booted = [t.boot_s for t in trials if t.boot_s is not None]
+    tallies = [
+        case.base if side is Side.BASE else case.patched
+        for case in record.verdict.cases
+        if case.arch == arch
+    ]
+    return Row(
+        arch=arch,
+        profile=record.manifest.profile,
+        side=side,
+        kernel=next((k for k in record.kernels if (k.arch, k.side) == (arch, side)), None),
+        failure=next((f for f in record.failures if (f.arch, f.side) == (arch, side)), None),
+        boots=len(booted),
+        boots_tried=len(trials),
+        boot_s=statistics.median(booted) if booted else None,
+        passed=sum(1 for tally in tallies if tally.passed and not tally.failed),
+        failed=sum(1 for tally in tallies if tally.failed),
+        other=sum(1 for tally in tallies if not tally.decided),
+        splats=len({s.fingerprint or s.title for t in trials for s in splats_of(t)}),
+        accelerators=tuple(sorted({t.accelerator.name for t in trials})),
+    )
+
+
+def evidence(record: RunRecord, case: str, arch: str) -> tuple[Trial, CaseResult] | None:
+    """The first time that the case failed with the series."""
+    for trial in record.trials:
+        if (trial.cell.arch, trial.cell.side) != (arch, Side.PATCHED):
+            continue
+        for result in trial.results:
+            if result.name == case and result.state in FAILING:
+                return trial, result
+    return None
+
+
+# --- splats and warnings -----------------------------------------------------------------------
+
+
+def splats_of(trial: Trial) -> tuple[Splat, ...]:
+    return (*trial.boot_splats, *(splat for result in trial.results for splat in result.splats))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplatRow:
+    """A splat's verdict with one of its texts, and where that stands."""
+
+    verdict: SplatVerdict
+    splat: Splat
+    trial: Trial
+    cases: tuple[str, ...]  # in which it was seen
+
+    @property
+    def novelty(self) -> str:
+        if not self.verdict.base:
+            return "new"
+        return "on both sides" if self.verdict.patched else "vanished"
+
+
+def splat_rows(record: RunRecord) -> tuple[SplatRow, ...]:
+    """New ones first."""
+    seen: dict[tuple[str, str], list[tuple[Trial, Splat]]] = defaultdict(list)
+    cases: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for trial in record.trials:
+        places = [("", trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
+        for case, splats in places:
+            for splat in splats:
+                key = (trial.cell.arch, splat.fingerprint or splat.title)
+                seen[key].append((trial, splat))
+                cases[key][case or "outside of any case"] += 1
+    rows = []
+    for verdict in record.verdict.splats:
+        key = (verdict.arch, verdict.fingerprint or verdict.title)
+        if key not in seen:
+            continue
+        # The longest text tells most; of equals the patched side's.
+        trial, splat = max(
+            seen[key], key=lambda item: (len(item[1].text), item[0].cell.side is Side.PATCHED)
+        )
+        rows.append(
+            SplatRow(
+                verdict=verdict,
+                splat=splat,
+                trial=trial,
+                cases=tuple(name for name, _ in cases[key].most_common()),
+            )
+        )
+    order = ("new", "vanished", "on both sides")
+    return tuple(sorted(rows, key=lambda row: order.index(row.novelty)))
+
+
+def warnings(record: RunRecord, arch: str) -> tuple[list[Diagnostic], list[Diagnostic]]:
+    """Compiler warnings that only the patched kernel has, and those that only the base has."""
+    sides: dict[Side, dict[tuple[str, str], Diagnostic]] = {side: {} for side in Side}
+    for kernel in record.kernels:
+        if kernel.arch == arch:
+            sides[kernel.side] |= {(w.file, w.message): w for w in kernel.warnings}
+    base, patched = sides[Side.BASE], sides[Side.PATCHED]
+    if not all(any(k.arch == arch and k.side is side for k in record.kernels) for side in Side):
+        return [], []  # a kernel that is not there has no warnings to compare
+    return (
+        [warning for key, warning in patched.items() if key not in base],
+        [warning for key, warning in base.items() if key not in patched],
+    )
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One number that a case measured, on both sides."""
+
+    arch: str
+    case: str
+    name: str
+    base: tuple[float, ...]  # sorted
+    patched: tuple[float, ...]
+
+    @property
+    def change(self) -> float | None:
+        """Of the median, as a share of the base's; None where that is zero."""
+        before = statistics.median(self.base)
+        return statistics.median(self.patched) / before - 1 if before else None
+
+    @property
+    def apart(self) -> bool:
+        """The two sides do not overlap at all."""
+        return self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
+
+
+def metrics(record: RunRecord) -> tuple[Metric, ...]:
+    """Of passed results only: a case that fails early is not fast."""
+    values: dict[tuple[str, str, str], dict[Side, list[float]]] = defaultdict(
+        lambda: {side: [] for side in Side}
+    )
+    for trial in record.trials:
+        for result in trial.results:
+            if result.state is CaseState.PASSED:
+                for name, value in result.metrics.items():
+                    values[trial.cell.arch, result.name, name][trial.cell.side].append(value)
+    return tuple(
+        Metric(
+            arch=arch,
+            case=case,
+            name=name,
+            base=tuple(sorted(sides[Side.BASE])),
+            patched=tuple(sorted(sides[Side.PATCHED])),
+        )
+        for (arch, case, name), sides in values.items()
+        if all(sides.values())
+    )
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A machine's life on the timeline: shares of its length."""
+
+    lane: int
+    left: float
+    boot: float
+    rest: float
+    trial: Trial
+
+    @property
+    def well(self) -> bool:
+        return self.trial.end is MachineEnd.POWERED_OFF and self.trial.boot_s is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    lanes: tuple[tuple[str, Side], ...]
+    bars: tuple[Bar, ...]
+    length_s: float
+
+
+def timeline(record: RunRecord) -> Timeline | None:
+    """When each machine lived; None without machines."""
+    if not record.trials:
+        return None
+    lanes = tuple((arch, side) for arch in record.manifest.archs for side in Side)
+    starts = [datetime.fromisoformat(trial.started).timestamp() for trial in record.trials]
+    first = min(starts)
+    end = max(start + trial.wall_s for start, trial in zip(starts, record.trials, strict=True))
+    length = max(end - first, 1.0)
+    bars = []
+    for start, trial in zip(starts, record.trials, strict=True):
+        boot_s = trial.wall_s if trial.boot_s is None else min(trial.boot_s, trial.wall_s)
+        bars.append(
+            Bar(
+                lane=lanes.index((trial.cell.arch, trial.cell.side)),
+                left=(start - first) / length,
+                boot=boot_s / length,
+                rest=(trial.wall_s - boot_s) / length,
+                trial=trial,
+            )
+        )
+    return Timeline(lanes=lanes, bars=tuple(bars), length_s=length)
+
+
+def own_share(record: RunRecord) -> float:
+    """The lab's own share of the wall time."""
+    timing = record.timing
+    return timing.other_s / timing.wall_s if timing.wall_s else 0.0
