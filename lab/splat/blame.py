@@ -89,8 +89,6 @@ def judge(
     opening: int,
     fatal: bool,
     lost: bool,
-    mixed: bool,
-    truncated: bool,
 ) -> Splat:
     """Make the splat of a report. `lines` hold it whole, as far as it was printed."""
     texts = [line.text for line in lines]
@@ -103,7 +101,7 @@ def judge(
     function = _blame(form, kind, match, texts[opening:], stack)
     file = _file(texts[opening:])
     said = locks.involved(texts[opening:])
-    corrupted = _corrupted(form, kind, texts[opening:], stack, function, lost, mixed, truncated)
+    corrupted = _corrupted(form, lines[opening:], stack, function, lost)
     title = _title(title, kind, match, texts[opening:], function)
     return Splat(
         kind=kind,
@@ -112,7 +110,7 @@ def judge(
         last_line=lines[-1].number,
         function=function,
         file=file,
-        fingerprint="" if corrupted and not function else _fingerprint(kind, title),
+        fingerprint="" if corrupted else _fingerprint(kind, title),
         corrupted=corrupted,
         fatal=fatal or kind in FATAL,
         locks=said,
@@ -180,7 +178,8 @@ def _blame(
         # Every driver's broken URB trips in the same function: name the driver's as well.
         caller = _first([later for later in stack if later.index > frame.index])
         if caller is not None:
-            function = f"{frames.name(caller.function)}/usb_submit_urb"
+            driver = frames.name(caller.function)
+            return f"{driver}/usb_submit_urb" if kind is Kind.WARNING else driver
     return function
 
 
@@ -240,16 +239,14 @@ def _asleep(stack: list[Frame]) -> list[Frame]:
 
 def _asked(stack: Sequence[Frame]) -> Frame | None:
     """What was asked for: the frame above the first point where the kernel dispatches."""
-    useful = [f for f in stack if not skipped(f.function, skips.SWITCHING)]
-    if not useful:
-        return None
-    previous = useful[0]
-    if frames.name(previous.function) == "smp_call_function":
-        return previous
-    for frame in useful:
-        if skips.DISPATCH.fullmatch(frames.clean(frame.function)):
+    previous: Frame | None = None
+    for frame in stack:
+        if previous is not None and skips.DISPATCH.fullmatch(frames.clean(frame.function)):
             return previous
-        previous = frame
+        if not skipped(frame.function, skips.SWITCHING):
+            previous = frame
+            if frames.name(frame.function) == "smp_call_function":
+                break
     return previous
 
 
@@ -414,23 +411,52 @@ def _fingerprint(kind: Kind, title: str) -> str:
     return hashlib.sha256(f"{family}\n{title}".encode()).hexdigest()[:16]
 
 
+# A line that begins another stack dump: its frames cannot be told from those of this report.
+_INTRUDER = re.compile(
+    r"FAULT_INJECTION: |(?:page )?allocation failure|invoked oom-killer|^CPU: \d+ .*PID: |"
+    r"^-+\[ cut here \]|^={20,}|^(?:BUG|WARNING|INFO): |general protection fault|^Oops"
+)
+
+
+def _intruder(lines: Sequence[Line]) -> str:
+    """The line inside the first trace at which another dump begins; "" if there is none."""
+    start = next((i for i, line in enumerate(lines) if frames.TRACE_START.search(line.text)), None)
+    if start is None:
+        return ""
+    found = ""
+    for line in lines[start + 1 :]:
+        text = line.text
+        if frames.TRACE_START.search(text) or frames.user_pc(text) or _OTHER_STACK.match(text):
+            return ""
+        if _INTRUDER.search(text):
+            found = text.strip()
+        elif found and frames.parse(text) is not None:
+            return found
+    return ""
+
+
 def _corrupted(
-    form: Format,
-    kind: Kind,
-    texts: Sequence[str],
-    stack: list[Frame],
-    function: str,
-    lost: bool,
-    mixed: bool,
-    truncated: bool,
+    form: Format, lines: Sequence[Line], stack: list[Frame], function: str, lost: bool
 ) -> str:
     """Why the report may not be whole; "" if it looks whole."""
-    if re.search(r"\[ *\d+\.\d{6}\]", texts[0]):
+    texts = [line.text for line in lines]
+    if lines[0].torn:
         return "another message in the opening line"
     if form.stack and not stack:
         return "no stack trace"
     if form.stack and form.recipe is not Recipe.NONE and not function:
         return "no frame of the stack can be blamed"
+    if form.recipe is Recipe.PC and all(frame.pc for frame in stack):
+        return "the stack trace is missing"
+    freed = "free in" in texts[0]
+    if form.kind is Kind.KASAN and not freed and not any(map(_ACCESS.match, texts[1:8])):
+        return "the line that names the access is missing"
     if lost:
         return "printk dropped messages"
+    intruder = _intruder(lines)
+    if intruder:
+        return f"another message inside the stack trace: {intruder[:60]}"
     return ""
+
+
+_ACCESS = re.compile(r"\s*(?:Read|Write|Free) (?:of (?:size \d+|addr)|at addr)|.*by task ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lab.model import Splat
 from lab.splat.blame import judge
@@ -35,7 +35,7 @@ _PART = re.compile(
     r"Stack:|^page:|flags: |raw: |page dumped|Mem-Info|belongs to the|located |buggy address|hardirq|softirq|"
     r"irq event|stack dump|backtrace|Workqueue|task:|state:[A-Z]|\bjiffies|Showing|holding|stall|GPs|value changed|"
     r"by task|by interrupt|Uninit|created at|origin|Reported by|unreferenced|hex dump|comm \"|\[<[0-9a-f]+>\]|"
-    r"PREEMPT|Tainted|tainted|mm/|kernel/|fs/|net/|drivers/|cut here|end trace|INFO:|trace |Redzone|Object |Slab |Bytes b4"
+    r"PREEMPT|Tainted|tainted|mm/|kernel/|fs/|net/|drivers/|cut here|end trace|INFO:|trace |\.[chS]:\d+|Redzone|Object |Slab |Bytes b4"
 )
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)|^Rebooting in |\[ end Kernel panic")
 _RULE = re.compile(r"^\s*={20,}\s*$")
@@ -65,8 +65,6 @@ class Report:
     rules: int = 0
     foreign: int = 0
     whole: bool = False  # its own end was seen
-    mixed: bool = False  # lines that cannot be told apart from another report's
-    notes: list[str] = field(default_factory=list)
 
 
 class Detector:
@@ -111,7 +109,7 @@ class Detector:
 
     def finish(self) -> list[Splat]:
         """The console has ended: what was still open, as far as it came."""
-        ended = [judge_report(report, ended=True) for report in self._open]
+        ended = [judge_report(report) for report in self._open]
         self._open.clear()
         return sorted(ended, key=lambda splat: splat.first_line)
 
@@ -155,9 +153,13 @@ class Detector:
         if before is Kind.PANIC:
             return False
         distance = len(owner.lines) - owner.opening
-        if form is owner.format and distance <= 8 and now in _REPEATED:
+        if now is before and now in _REPEATED:
             # A symboliser repeats the opening line once for each inlined function.
-            return line.text.split(" in ")[0] == owner.lines[owner.opening].text.split(" in ")[0]
+            opening_text = owner.lines[owner.opening].text
+            return all(
+                each.text[:20] == opening_text[:20]
+                for each in (*owner.lines[owner.opening :], line)
+            )
         if before in STALLS and now is Kind.WARNING:
             # The reporter itself tripped, before it had printed any stack.
             return distance < 6
@@ -195,7 +197,7 @@ class Detector:
         if owner is not None:
             # The same context begins another report: the former one is over.
             self._open.remove(owner)
-            ended.append(judge_report(owner, ended=False))
+            ended.append(judge_report(owner))
         before = self._before(line)
         report = Report(
             format=form,
@@ -244,8 +246,6 @@ class Detector:
         if owner is None:
             return
         owner.lines.append(line)
-        if line.torn:
-            owner.mixed = True
         if _PART.search(line.text):
             owner.last_part = len(owner.lines) - 1
         if "Kernel panic" in line.text or line.text.startswith(("Oops", "Internal error")):
@@ -270,7 +270,7 @@ class Detector:
                 limit = 6
             if quiet >= limit or report.foreign >= _FOREIGN_LINES or len(report.lines) >= _LONGEST:
                 self._open.remove(report)
-                ended.append(judge_report(report, ended=False))
+                ended.append(judge_report(report))
         return ended
 
     def _boot(self, raw: str) -> list[Splat]:
@@ -325,7 +325,7 @@ def opening(text: str) -> tuple[Format, re.Match[str]] | None:
     return best
 
 
-def judge_report(report: Report, *, ended: bool) -> Splat:
+def judge_report(report: Report) -> Splat:
     """The report's lines up to the last that belongs to it, judged."""
     lines = report.lines[: report.last_part + 1]
     return judge(
@@ -335,8 +335,6 @@ def judge_report(report: Report, *, ended: bool) -> Splat:
         opening=report.opening,
         fatal=report.fatal,
         lost=report.lost,
-        mixed=report.mixed,
-        truncated=ended and not report.whole,
     )
 
 

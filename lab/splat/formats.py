@@ -209,6 +209,7 @@ FORMATS: tuple[Format, ...] = (
         Kind.LOCKDEP_HELD_LOCK,
         "lock held when returning to user space in {function}",
         Recipe.HELD,
+        stack=False,
     ),
     _row(
         "lock held at task exit",
@@ -439,7 +440,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "general protection fault",
-        r"general protection fault(?:,[^:]*|): [0-9a-f]{4}\b",
+        r"general protection fault(?:,[^:]*|): (?:maybe |probably )?[0-9a-f]{4}\b",
         Kind.GPF,
         "general protection fault in {function}",
         Recipe.PC,
@@ -843,7 +844,7 @@ IGNORED: tuple[re.Pattern[str], ...] = tuple(
 QUOTING: tuple[re.Pattern[str], ...] = tuple(
     re.compile(pattern)
     for pattern in (
-        r"[A-Za-z_](?:INFO|BUG|WARNING|panic)?$",  # DEBUG:, rmt_INFO:, xlog_panic:
+        r"[A-Z_](?:INFO|BUG|WARNING|panic)?$",  # DEBUG:, rmt_INFO:, xlog_panic:
         r"(?:^|[\s/])(?:systemd|dracut|init|udevd|sshd|login|cron|python\d?)[\w.-]*(?:\[\d+\])?: ",
         r"(?i)command line: ",
         r"EXT4-fs(?: \([^)]*\))?: ",

@@ -146,7 +146,7 @@ DEFERRAL = _whole(
     internal_add_timer _*init_work _*(?:queue|flush|cancel|mod|insert|drain|destroy|start_flush)_\w*work\w*
     cancel_delayed_work\w* work_grab_pending __flush_work\w* _*queue_delayed_work\w* insert_work
     call_rcu\w* _*call_rcu\w* kvfree_call_rcu call_srcu\w* _*call_srcu kthread_(?:stop|park|queue|flush|cancel)\w*
-    _*wake_up\w* finish_wait prepare_to_wait\w* complete(?:_all)?
+    _*wake_up(?!_new)\w* finish_wait prepare_to_wait\w* complete(?:_all)?
     wait_for_completion\w* wait_for_common do_wait_for_common tasklet_(?:kill|schedule|init|unlock)\w*
     _*wait_for_common try_to_wake_up ttwu_\w+ default_wake_function autoremove_wake_function
     """
@@ -161,7 +161,8 @@ CORES = _whole(
     proc_(?:register|create\w*|mkdir\w*|remove\w*|net_mk\w*) remove_proc_\w+ _*proc_create\w*
     (?:__)?unregister_netdevice\w* rollback_registered\w* netif_receive_\w+ _*netif_receive_\w+
     _*unregister_client i2c_del_adapter usb_(?:kill|unlink|poison|free)_\w*urb\w* usb_(?:put|get)_(?:dev|intf)
-    hwrng_unregister cdev_(?:put|get|del)
+    usb_start_wait_urb usb_internal_\w+ usb_(?:control|bulk|interrupt)_msg\w* usb_hcd_\w+
+    hwrng_unregister tty_(?:un)?register_device\w* cdev_(?:put|get|del)
     """
 )
 
@@ -223,13 +224,13 @@ DISPATCH = _whole(
     run_timer_softirq _*hrtimer_run_\w+ tasklet_action\w* _*do_softirq\w* handle_softirqs
     run_ksoftirqd smpboot_thread_fn _*netif_receive_\w+ process_backlog net_rx_action _*napi_poll
     do_idle cpu_startup_entry start_secondary rest_init start_kernel
-    \w*vfs_ioctl \w*sys_ioctl ioctl \w*compat_ioctl \w*blkdev_ioctl blkdev_driver_ioctl file_ioctl
+    \w*vfs_ioctl \w*(?:sys|SyS|SYSC)_ioctl ioctl \w*compat_ioctl \w*blkdev_ioctl blkdev_driver_ioctl file_ioctl
     \w*vfs_(?:read|write|readv|writev|iter_read|iter_write|fsync\w*) new_sync_(?:read|write)
     call_(?:read|write)_iter do_iter_\w+ do_loop_readv\w*
     _*sock_(?:sendmsg|recvmsg|release|close|ioctl|do_ioctl)\w* kernel_accept _*fput ____fput
-    rtnetlink_rcv_msg nfnetlink_rcv\w* rcu_do_batch do_one_initcall notifier_call_chain
-    do_exit do_group_exit do_dentry_open vfs_open chrdev_open sys_setsockopt sys_getsockopt
-    do_sock_setsockopt security_file_ioctl do_mount path_mount
+    rtnetlink_rcv_msg nfnetlink_rcv\w* rcu_do_batch do_one_initcall
+    do_exit do_group_exit do_dentry_open vfs_open chrdev_open _*sys_[gs]etsockopt
+    do_sock_setsockopt security_file_ioctl
     """
 )
 
@@ -244,7 +245,7 @@ FILES = re.compile(
     | kernel/(?:panic|locking/|kcsan|rcu/|sched/|workqueue|kthread|fork|exit|stacktrace|trace/|
       printk/|softirq|irq/|time/(?:timer|hrtimer|tick|clockevents)|smp\.|kcov|hung_task|
       watchdog|entry/|task_work|signal|events/|context_tracking|jump_label|static_call|notifier|cpu\.c)
-    | net/(?:core/(?:skbuff|sock|dev|stream|datagram|rtnetlink|neighbour|filter|netpoll|ref_tracker)
+    | net/(?:core/(?:skbuff|sock\.|dev\.|stream|datagram|rtnetlink|neighbour|filter|netpoll|ref_tracker)
       |socket|netlink/|compat|netfilter/(?:core|x_tables|nfnetlink\.|nf_sockopt)|sched/sch_generic)
     | net/ipv[46]/(?:ip_output|ip_input|af_inet6?|ip6_input|ip_sockglue|ipv6_sockglue)\.
     | fs/(?:read_write|ioctl|splice|open|file_table|namei|namespace|super|inode|dcache|buffer|
