@@ -1,0 +1,4 @@
+int open_file(void)
+{
+	return 3;
+}

@@ -1,0 +1,4 @@
+int slow1(void)
+{
+	return 1;
+}

@@ -1,0 +1,4 @@
+int slow2(void)
+{
+	return 2;
+}

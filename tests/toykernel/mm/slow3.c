@@ -1,0 +1,4 @@
+int slow3(void)
+{
+	return 3;
+}
