@@ -113,6 +113,9 @@ class Step:
 
     @property
     def compiles(self) -> bool:
+        """Whether an object of the kernel comes of it; tools/ names its own by absolute path."""
+        if self.target.startswith("/"):
+            return False
         return self.tool in _COMPILERS and self.target.endswith(".o")
 
 

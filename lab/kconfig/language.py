@@ -66,6 +66,7 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
     r"""|(?P<op>&&|\|\||!=|<=|>=|[=<>!()])|(?P<macro>\$\()|(?P<word>[\w./-]+)|(?P<end>\#.*|$))"""
 )
+_NUMBER = re.compile(r"-?\d+|0[xX][0-9a-fA-F]+")
 
 
 class _Unreadable(Exception):
@@ -145,8 +146,7 @@ class _Expressions:
             case "macro":
                 return Expression(op=Op.MACRO, text=text)
             case _:
-                constant = text in _TRISTATE or not re.match(r"[A-Za-z_]", text)
-                constant = constant or text.startswith("0x")
+                constant = text in _TRISTATE or _NUMBER.fullmatch(text)  # 64BIT is a symbol
                 return Expression(op=Op.LITERAL if constant else Op.SYMBOL, text=text)
 
 
