@@ -440,7 +440,10 @@ def _way_out(weighed: Weighed, given: JudgeInput) -> str:
             f"{given.max_repeats - given.repeats} fresh runs a side cannot decide anything "
             f"at level {given.level:g}: raise max_repeats"
         )
-    return f"undecided after {given.max_repeats} runs a side: raise max_repeats"
+    return (
+        f"undecided after {given.max_repeats} runs a side: raise max_repeats, "
+        f"to {2 * given.max_repeats} say"
+    )
 
 
 def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket) -> None:
@@ -490,5 +493,3 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
     elif comparison in (Comparison.SUSPECT, Comparison.UNKNOWN):
         torn = f" (torn: {seen.splat.corrupted})" if not whole else ""
         docket.doubts.append(f"{arch.name}: splat “{seen.splat.title}”{torn} {counts}")
-    else:
-        docket.notes.append(f"{arch.name}: splat “{seen.splat.title}” ({comparison}) {counts}")
