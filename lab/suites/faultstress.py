@@ -1,0 +1,349 @@
+"""Page faults against changing mappings, on each file system: JSON lines in, case results out.
+
+The program is images/guest/faultstress.c; its exit status and its `end` event must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, assert_never
+
+from lab.guest import Down, Exited, TimedOut
+from lab.model import CaseResult, CaseState, LabFault, UserError
+from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions
+
+# What images/guest/faultstress.c calls its scenarios; a test holds the two together.
+SCENARIOS = (
+    "munmap",
+    "mapfixed",
+    "mprotect",
+    "truncate",
+    "punch",
+    "mremap",
+    "dontneed",
+    "fork",
+    "mixed",
+)
+DEFAULT_SCENARIOS = SCENARIOS[:4]
+
+PROGRAM = "/lab/bin/faultstress"
+SCRATCH_SERIAL = "scratch"
+_SETUP_LIMIT_S = 60.0
+_HANG_S = 60.0  # of one thread: longer than a busy emulator's worst fsync
+_TOLD = 3  # corruptions that make it into the message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """How one is made and mounted."""
+
+    symbol: str  # Kconfig
+    mkfs: tuple[str, ...]  # before the device; empty: it needs none
+    mount: tuple[str, ...]  # options of mount(8)
+    package: str = ""  # that brings mkfs
+
+
+FILESYSTEMS: dict[str, Filesystem] = {
+    "ext4": Filesystem(
+        symbol="EXT4_FS",
+        # Not lazy: a thread that writes inode tables for minutes would change the timing.
+        mkfs=("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
+        mount=("-t", "ext4"),
+        package="e2fsprogs",
+    ),
+    "xfs": Filesystem(
+        symbol="XFS_FS", mkfs=("mkfs.xfs", "-q", "-f"), mount=("-t", "xfs"), package="xfsprogs"
+    ),
+    "btrfs": Filesystem(
+        symbol="BTRFS_FS",
+        mkfs=("mkfs.btrfs", "-q", "-f"),
+        mount=("-t", "btrfs"),
+        package="btrfs-progs",
+    ),
+    "tmpfs": Filesystem(symbol="TMPFS", mkfs=(), mount=("-t", "tmpfs", "-o", "size=64m")),
+}
+
+
+class Status(IntEnum):
+    """Exit statuses of the program."""
+
+    PASS = 0
+    CORRUPTION = 1
+    USAGE = 2
+    ENVIRONMENT = 3
+    NOTHING = 4
+    HANG = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the program said, as far as it can be read."""
+
+    seed: int | None = None
+    corruptions: tuple[str, ...] = ()  # one line each
+    hangs: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    verdict: str | None = None  # None: no end event
+    status: int | None = None  # as the end event says
+    reason: str = ""
+    garbage: int = 0  # lines that are not events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faultstress:
+    """The suite. Its places in the guest are fields, so that it can also run elsewhere."""
+
+    name: str = "faultstress"
+    one_line: str = "page faults against changing mappings, every access checked"
+    program: str = PROGRAM
+    disk: str = f"/dev/disk/by-lab/{SCRATCH_SERIAL}"
+    mount_point: str = "/mnt/faultstress"
+
+    def needs(self, options: SuiteOptions | None = None) -> Needs:
+        rows = [FILESYSTEMS[name] for name in (options.filesystems if options else ())]
+        return Needs(
+            symbols=("MMU", "SHMEM", "ADVISE_SYSCALLS", *(row.symbol for row in rows)),
+            disks=(SCRATCH_SERIAL,) if any(row.mkfs for row in rows) or not options else (),
+            root_image=True,
+            packages=tuple(row.package for row in rows if row.package),
+        )
+
+    def plan(self, options: SuiteOptions) -> tuple[PlannedCase, ...]:
+        scenarios = options.scenarios or DEFAULT_SCENARIOS
+        _known("scenario", scenarios, SCENARIOS)
+        _known("file system", options.filesystems, tuple(FILESYSTEMS))
+        if options.threads < 2:
+            raise UserError("faultstress needs at least 2 threads: one faults, one changes")
+        return tuple(
+            PlannedCase(
+                name=f"{self.name}/{filesystem}/{scenario}",
+                timeout_s=_run_limit_s(options.duration_s) + 4 * _SETUP_LIMIT_S,
+                filesystem=filesystem,
+                arguments=(scenario, str(options.duration_s), str(options.threads)),
+            )
+            for filesystem in options.filesystems
+            for scenario in scenarios
+        )
+
+    async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Down:
+        began = time.monotonic()
+        filesystem = FILESYSTEMS[case.filesystem]
+        for argv in self._set_up(case.filesystem, filesystem):
+            answer = await guest.run(argv, timeout_s=_SETUP_LIMIT_S)
+            if isinstance(answer, Down):
+                return answer
+            failed = _set_up_failed(case, filesystem, argv, answer)
+            if failed is not None:
+                return _timed(failed, began)
+        scenario, duration_s, threads = case.arguments
+        argv = (
+            *(self.program, "--dir", self.mount_point, "--scenario", scenario),
+            *("--duration", duration_s, "--threads", threads, "--seed", str(seed)),
+            *("--hang", str(_HANG_S)),
+        )
+        answer = await guest.run(argv, timeout_s=_run_limit_s(float(duration_s)))
+        if isinstance(answer, Down):
+            return answer
+        result = judge(case.name, answer)
+        gone = await guest.run(("umount", self.mount_point), timeout_s=_SETUP_LIMIT_S)
+        if isinstance(gone, Down):
+            return gone
+        return _timed(_with_umount(result, gone), began)
+
+    def _set_up(self, name: str, row: Filesystem) -> tuple[tuple[str, ...], ...]:
+        """The commands before the program; the first two tell whether it can run at all."""
+        make = ((*row.mkfs, self.disk),) if row.mkfs else ()
+        return (
+            ("mountpoint", "-q", self.mount_point),
+            ("grep", "-qw", name, "/proc/filesystems"),
+            ("mkdir", "-p", self.mount_point),
+            *make,
+            ("mount", *row.mount, self.disk if row.mkfs else name, self.mount_point),
+        )
+
+
+def _known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise UserError(
+                f"faultstress has no {what} {name!r}", hint=f"known: {', '.join(known)}"
+            )
+
+
+def _run_limit_s(duration_s: float) -> float:
+    # Its own watchdog must have the time to speak: once in the run and once at the join.
+    return duration_s + 2 * _HANG_S + 30.0
+
+
+def _timed(result: CaseResult, began: float) -> CaseResult:
+    return CaseResult(
+        name=result.name,
+        state=result.state,
+        message=result.message,
+        metrics=result.metrics,
+        duration_s=time.monotonic() - began,
+    )
+
+
+def _set_up_failed(
+    case: PlannedCase, row: Filesystem, argv: Sequence[str], answer: Exited | TimedOut
+) -> CaseResult | None:
+    """The case's result if this command of its setting up spoils it."""
+    command = " ".join(argv)
+    if isinstance(answer, TimedOut):
+        message = f"setting up: {command} did not end in {_SETUP_LIMIT_S:.0f} s"
+        return CaseResult(name=case.name, state=CaseState.TIMEOUT, message=message)
+    if argv[0] == "mountpoint":
+        if answer.status != 0:
+            return None
+        # Whatever the reason, this case is not to blame, and nothing would be learnt from it.
+        message = "an earlier case left its file system mounted"
+        return CaseResult(name=case.name, state=CaseState.MISSING, message=message)
+    if answer.status == 0:
+        return None
+    if argv[0] == "grep" and answer.status == 1:
+        message = f"this kernel has no {case.filesystem} (CONFIG_{row.symbol})"
+        return CaseResult(name=case.name, state=CaseState.SKIPPED, message=message)
+    message = f"setting up: {command} ended with status {answer.status}: {_last_line(answer)}"
+    return CaseResult(name=case.name, state=CaseState.FAILED, message=message)
+
+
+def _last_line(answer: Exited | TimedOut) -> str:
+    lines = (answer.stderr or answer.stdout).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:300] if lines else "(it said nothing)"
+
+
+def _with_umount(result: CaseResult, gone: Exited | TimedOut) -> CaseResult:
+    """The result, spoiled if the file system did not go: a mapping that keeps it busy is a leak."""
+    if isinstance(gone, Exited) and gone.status == 0:
+        return result
+    how = f"umount: {_last_line(gone)}" if isinstance(gone, Exited) else "umount does not return"
+    return CaseResult(
+        name=result.name,
+        state=CaseState.FAILED if result.state is CaseState.PASSED else result.state,
+        message="; ".join(part for part in (result.message, how) if part),
+        metrics=result.metrics,
+    )
+
+
+def judge(name: str, answer: Exited | TimedOut) -> CaseResult:
+    """The result of a case from what its program said and how it ended.
+
+    Passed only if status, end event and counters all say so. Raises `LabFault` if the program
+    did not understand its arguments.
+    """
+    report = read(answer.stdout)
+    match answer:
+        case TimedOut():
+            state, message = CaseState.TIMEOUT, "it did not end in its time"
+            if report.hangs or report.corruptions:
+                message += ": " + "; ".join((*report.hangs, *report.corruptions)[:_TOLD])
+        case Exited():
+            state, message = _state(report, answer)
+        case _:
+            assert_never(answer)
+    return CaseResult(name=name, state=state, message=message, metrics=report.metrics)
+
+
+def _state(report: Report, answer: Exited) -> tuple[CaseState, str]:
+    if answer.status == Status.USAGE and report.verdict is None:
+        raise LabFault(f"faultstress does not take its arguments: {_last_line(answer)}")
+    told = "; ".join(report.corruptions[:_TOLD])
+    if answer.truncated:
+        return CaseState.FAILED, f"it said more than the lab keeps; {told}"
+    if report.verdict is None:
+        end = f"status {answer.status}, and no word about its end"
+        return CaseState.FAILED, f"{end}; {told}" if told else end
+    if report.status != answer.status:
+        return CaseState.FAILED, f"it ended with status {answer.status} after {report.verdict!r}"
+    match report.status:
+        case Status.PASS:
+            if report.corruptions or report.garbage:
+                return CaseState.FAILED, f"passed, it says, but: {told or 'lines of garbage'}"
+            return CaseState.PASSED, ""
+        case Status.CORRUPTION:
+            return CaseState.FAILED, told or f"corruption: {report.reason}"
+        case Status.ENVIRONMENT:
+            return CaseState.FAILED, f"it could not run: {report.reason}"
+        case Status.NOTHING:
+            return CaseState.FAILED, f"it tested nothing: no {report.reason.replace(' ', ', no ')}"
+        case Status.HANG:
+            return CaseState.HUNG, "; ".join((*report.hangs[:_TOLD], *report.corruptions[:1]))
+        case _:
+            return CaseState.FAILED, f"unknown status {answer.status}"
+
+
+def read(stdout: bytes) -> Report:
+    """The events in the program's output. Never raises: what cannot be read is counted."""
+    corruptions: list[str] = []
+    hangs: list[str] = []
+    metrics: dict[str, float] = {}
+    end: dict[str, Any] = {}
+    seed: int | None = None
+    garbage = 0
+    for line in stdout.decode("utf-8", "replace").splitlines():
+        try:
+            event = json.loads(line)
+            kind = event["event"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            garbage += 1
+            continue
+        if kind == "start" and isinstance(event.get("seed"), int):
+            seed = event["seed"]
+        elif kind == "corruption":
+            corruptions.append(_corruption_line(event))
+        elif kind == "hang":
+            hangs.append(_hang_line(event))
+        elif kind == "latency":
+            metrics |= _latency(event)
+        elif kind == "end":
+            end = event
+            metrics |= {name: float(v) for name, v in event.items() if _is_number(v)}
+    metrics.pop("status", None)
+    verdict, status = end.get("verdict"), end.get("status")
+    return Report(
+        seed=seed,
+        corruptions=tuple(corruptions),
+        hangs=tuple(hangs),
+        metrics=metrics,
+        verdict=verdict if isinstance(verdict, str) else None,
+        status=status if isinstance(status, int) else None,
+        reason=str(end.get("reason") or end.get("missing") or "")[:300],
+        garbage=garbage,
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _latency(event: dict[str, Any]) -> dict[str, float]:
+    call = str(event.get("call"))
+    return {
+        f"{call}_{name}": float(event[name])
+        for name in ("count", "p50_us", "p99_us", "max_us")
+        if _is_number(event.get(name))
+    }
+
+
+def _corruption_line(event: dict[str, Any]) -> str:
+    """One corruption as a sentence: what was mapped there, what was seen, and what stands now."""
+    kind = str(event.get("kind"))
+    if "seen" not in event:
+        rest = {name: value for name, value in event.items() if name not in ("event", "kind")}
+        return f"{kind}: " + ", ".join(f"{name} {value}" for name, value in rest.items())
+    place = f"file {event.get('file')} page {event.get('page')} word {event.get('word')}"
+    return (
+        f"{kind}: {event.get('access')} of {place} (mapped for {event.get('mapped')}) saw "
+        f"{event['seen']}; again: {event.get('again')}; page cache: {event.get('pread')}"
+    )
+
+
+def _hang_line(event: dict[str, Any]) -> str:
+    where = str(event.get("stack", "")).split("\n", 1)[0] or str(event.get("wchan", ""))
+    thread, operation, stuck_s = (event.get(name) for name in ("thread", "op", "stuck_s"))
+    return f"thread {thread} stuck in {operation} for {stuck_s} s ({where})"
