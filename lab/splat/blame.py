@@ -110,7 +110,7 @@ def judge(
         last_line=lines[-1].number,
         function=function,
         file=file,
-        fingerprint="" if corrupted else _fingerprint(kind, title),
+        fingerprint="" if corrupted else fingerprint(kind, title),
         corrupted=corrupted,
         fatal=fatal or kind in FATAL,
         locks=said,
@@ -406,7 +406,8 @@ def normalise(text: str) -> str:
     return text
 
 
-def _fingerprint(kind: Kind, title: str) -> str:
+def fingerprint(kind: Kind, title: str) -> str:
+    """Equal for equal bugs: over addresses, CPUs, pids, boots, builds and inlining."""
     family = "lockdep" if kind.value.startswith("lockdep-") else kind.value
     return hashlib.sha256(f"{family}\n{title}".encode()).hexdigest()[:16]
 

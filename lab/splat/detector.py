@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lab.model import Splat
-from lab.splat.blame import judge
-from lab.splat.formats import BOOT_BANNER, FORMATS, IGNORED, NEEDLES, QUOTING, Format, Recipe
+from lab.splat.blame import fingerprint, judge
+from lab.splat.formats import BOOT_BANNER, FORMATS, GATES, IGNORED, NEEDLES, QUOTING, Format, Recipe
 from lab.splat.kinds import FATAL, STALLS, Kind
 from lab.splat.lines import Line, dropped, parse
 
@@ -18,7 +18,7 @@ _QUIET_LINES = 40
 # With caller ids, lines of others are not counted so strictly: they prove nothing.
 _FOREIGN_LINES = 400
 _LONGEST = 1500  # lines of one report; a stall on many processors prints hundreds
-_LOOK_BACK = 12  # lines before an opening that may belong to it
+LOOK_BACK = 12  # lines before an opening that may belong to it
 
 _BY_NEEDLE: dict[str, tuple[Format, ...]] = {
     needle: tuple(row for row in FORMATS if row.needle == needle) for needle in NEEDLES
@@ -27,7 +27,7 @@ _ORDER: dict[int, int] = {id(row): place for place, row in enumerate(FORMATS)}
 
 # Lines that only ever stand inside a report.
 _PART = re.compile(
-    r"\+0x[0-9a-f]+/0x[0-9a-f]+|\[inline\]|Call [Tt]race|[Bb]acktrace|^\s*$|^CPU: \d|^CPU#\d|Hardware name|"
+    r"\+0x[0-9a-f]+/0x[0-9a-f]+|\[inline\]|Call [Tt]race|[Bb]acktrace|^CPU: \d|^CPU#\d|Hardware name|"
     r"Modules linked in|\bR[A-DS0-9][0-9XIP]: |\b[RE]SP: |\b[xX]\d{1,2} ?: |^Code: |^CR2: |\bCS: |^FS: |"
     r"^D?R\d+: |</?(?:IRQ|TASK|NMI|EOI|SOFTIRQ|#?DF|EXCEPTION)|lock|Comm:|PID:|^=+$|^-{10,}$|^#\d|-> #|"
     r"^ *\*\*\*|CPU\d+|Freed by|Allocated by|Memory state|^[ >]*[0-9a-f]{8,16}: |^(?: [0-9a-f]{2,16}){4,}|"
@@ -38,6 +38,8 @@ _PART = re.compile(
     r"PREEMPT|Tainted|tainted|mm/|kernel/|fs/|net/|drivers/|cut here|end trace|INFO:|trace |\.[chS]:\d+|Redzone|Object |Slab |Bytes b4"
 )
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)|^Rebooting in |\[ end Kernel panic")
+# More than a second after the start, or a wall clock: a system is up.
+_RUNNING = re.compile(r"(?:<\d+>)?\[ *(?:[1-9]|\d{2,})\d*\.\d{6}\]|\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d")
 _RULE = re.compile(r"^\s*={20,}\s*$")
 _DECORATION = re.compile(
     r"^\s*[=-]{6,}(?:\[ cut here \]-+)?\s*$|^\s*$|list_(?:add|del)(?:_\w+)?\.? |list_(?:add|del) corruption|"
@@ -76,11 +78,15 @@ class Detector:
 
     def __init__(self) -> None:
         self._number = 0
-        self._recent: deque[tuple[int, str]] = deque(maxlen=_LOOK_BACK)
+        self._recent: deque[tuple[int, str]] = deque(maxlen=LOOK_BACK)
         self._open: list[Report] = []
-        self._booted = 0  # number of the line of the last boot banner
-        self._said = 0  # kernel lines since then
+        self._ran = False  # since the last boot banner the system came up
         self.fatal = False  # something fatal was opened
+
+    @property
+    def idle(self) -> bool:
+        """Is no report being collected?"""
+        return not self._open
 
     @property
     def opened(self) -> tuple[Kind, ...]:
@@ -90,9 +96,11 @@ class Detector:
     def feed(self, line: str) -> list[Splat]:
         """Take the next line of the console; the splats that it finished."""
         self._number += 1
+        if not self._ran:
+            self._ran = bool(_RUNNING.match(line))
         if not self._open:
-            for needle in NEEDLES:
-                if needle in line:
+            for gate in GATES:
+                if gate in line:
                     break
             else:
                 if "Booting " in line or "Linux version" in line:
@@ -101,11 +109,14 @@ class Detector:
                 return []
         return self._slow(line)
 
-    def skip(self, count: int, tail: Iterable[str]) -> None:
-        """Pass over `count` lines that are known to open nothing; `tail` are the last of them."""
+    def skip(self, count: int, tail: Sequence[str]) -> None:
+        """Pass over `count` lines that hold no gate; `tail` are the last of them (LOOK_BACK do)."""
+        assert not self._open
         self._number += count
-        for place, line in enumerate(kept := list(tail)[-_LOOK_BACK:]):
-            self._recent.append((self._number - len(kept) + 1 + place, line))
+        for place, line in enumerate(tail, self._number - len(tail) + 1):
+            self._recent.append((place, line))
+            if not self._ran:
+                self._ran = bool(_RUNNING.match(line))
 
     def finish(self) -> list[Splat]:
         """The console has ended: what was still open, as far as it came."""
@@ -274,24 +285,23 @@ class Detector:
         return ended
 
     def _boot(self, raw: str) -> list[Splat]:
-        """A boot banner: the first is the machine's, a later one is a restart by itself."""
+        """A boot banner: of the machine's start, or of a restart that nobody asked for."""
         line = parse(self._number, raw)
         self._recent.append((self._number, raw))
         if not BOOT_BANNER.match(line.text):
             return []
         ended = self.finish()
-        first, self._booted = self._booted == 0, self._number
-        # Firmware, the decompressor and the kernel each have a banner within a boot.
-        again = not first and self._said > 0
-        self._said = 0
+        # The decompressor and the kernel have a banner each: only a system that was up restarts.
+        again, self._ran = self._ran, False
         if again:
+            self.fatal = True
             ended.append(
                 Splat(
                     kind=Kind.REBOOT,
                     title="unexpected kernel reboot",
                     first_line=self._number,
                     last_line=self._number,
-                    fingerprint="",
+                    fingerprint=fingerprint(Kind.REBOOT, "unexpected kernel reboot"),
                     fatal=True,
                     text=line.text,
                 )
@@ -307,6 +317,8 @@ def form_is_line(form: Format) -> bool:
 def opening(text: str) -> tuple[Format, re.Match[str]] | None:
     """The format that this line opens, or None."""
     best: tuple[Format, re.Match[str]] | None = None
+    if not any(gate in text for gate in GATES):
+        return None
     for needle in NEEDLES:
         if needle not in text:
             continue

@@ -264,7 +264,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     # --- lib/spinlock debug: kernel/locking/spinlock_debug.c
     _row(
-        "lock",
+        "BUG:",
         r"BUG: (?P<what>(?:spinlock|rwlock|rwsem|rtmutex|mutex) [a-z -]+?)(?: on CPU| detected|[,!:]|$)",
         Kind.SPINLOCK_DEBUG,
         "BUG: {what} in {function}",
@@ -297,13 +297,6 @@ FORMATS: tuple[Format, ...] = (
         r"BUG: using (?P<what>\w+)\(\) in preemptible",
         Kind.PREEMPT_DEBUG,
         "BUG: using {what}() in preemptible code in {function}",
-        Recipe.STACK,
-    ),
-    _row(
-        "voluntary context switch",
-        r"(?:Illegal|Voluntary) .*context switch",
-        Kind.RCU_USAGE,
-        "suspicious RCU usage in {function}",
         Recipe.STACK,
     ),
     # --- no progress: kernel/hung_task.c, watchdog.c, rcu/tree_stall.h, rcu/tasks.h, workqueue.c
@@ -516,6 +509,14 @@ FORMATS: tuple[Format, ...] = (
         "Oops in {function}",
         Recipe.PC,
     ),
+    _row(
+        "CFI failure",
+        rf"CFI failure (?:at {_F}{_AT}|\()",
+        Kind.WARNING,
+        "CFI failure in {function}",
+        Recipe.BANNER,
+        stack=False,
+    ),
     # --- rust: rust/kernel/lib.rs
     _row(
         "rust_kernel: panicked",
@@ -600,14 +601,6 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "ut of memory: Kill",
-        r"(?:Memory cgroup o|O)ut of memory: Kill",
-        Kind.OOM,
-        "out of memory",
-        Recipe.NONE,
-        stack=False,
-    ),
-    _row(
         "page allocation failure",
         r"page allocation (?:failure|stalls)",
         Kind.ALLOC_FAILURE,
@@ -631,7 +624,7 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "XFS (",
+        "detected at",
         r"XFS \([^)]*\): (?P<what>(?:Metadata )?(?:corruption|CRC error) detected) at (?P<function>\w+)",
         Kind.FS_CORRUPTION,
         "XFS: {what} in {function}",
@@ -639,7 +632,7 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "XFS (",
+        "Internal error",
         r"XFS \([^)]*\): Internal error .* Caller (?P<function>\w+)",
         Kind.FS_CORRUPTION,
         "XFS: internal error in {function}",
@@ -647,34 +640,39 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "XFS",
+        "Assertion failed",
         r"XFS: Assertion failed: .*file: (?P<what>\S+?),",
         Kind.FS_CORRUPTION,
         "XFS: assertion failed in {what}",
         Recipe.NONE,
         stack=False,
     ),
-    _row(
-        "XFS (",
-        r"XFS \([^)]*\): (?P<what>Corruption of in-memory data|Corruption of on-disk metadata|"
-        r"Filesystem has been shut down|metadata I/O error|log I/O error)",
-        Kind.FS_ERROR,
-        "XFS: {what}",
-        Recipe.NONE,
-        stack=False,
+    *(
+        _row(
+            needle,
+            r"XFS \([^)]*\): (?P<what>Corruption of in-memory data|Corruption of on-disk metadata|"
+            r"Filesystem has been shut down|metadata I/O error|log I/O error)",
+            Kind.FS_ERROR,
+            "XFS: {what}",
+            Recipe.NONE,
+            stack=False,
+        )
+        for needle in ("Corruption of", "been shut down", "I/O error")
+    ),
+    *(
+        _row(
+            needle,
+            r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: (?P<what>corrupt (?:leaf|node)|"
+            r"bad tree block|parent transid verify failed|checksum verify failed|checksum error)",
+            Kind.FS_CORRUPTION,
+            "BTRFS: {what}",
+            Recipe.NONE,
+            stack=False,
+        )
+        for needle in ("BTRFS critical", "BTRFS error")
     ),
     _row(
-        "BTRFS",
-        r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: (?P<what>corrupt (?:leaf|node)|"
-        r"bad tree block|parent transid verify failed|checksum verify failed|"
-        r"checksum error)",
-        Kind.FS_CORRUPTION,
-        "BTRFS: {what}",
-        Recipe.NONE,
-        stack=False,
-    ),
-    _row(
-        "BTRFS",
+        "BTRFS: error",
         r"BTRFS: error \(device [^)]*\) in (?P<function>\w+):\d+",
         Kind.FS_ERROR,
         "BTRFS: error in {function}",
@@ -682,7 +680,7 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "BTRFS",
+        "Transaction aborted",
         r"BTRFS: Transaction aborted",
         Kind.FS_ERROR,
         "BTRFS: transaction aborted in {function}",
@@ -859,3 +857,37 @@ BOOT_BANNER = re.compile(
 )
 
 NEEDLES: tuple[str, ...] = tuple(dict.fromkeys(row.needle for row in FORMATS))
+
+# Every line that opens a report holds one of these, few others do: they are what a healthy console
+# is searched for, so their number is what a gigabyte costs. " [#" is that of die(): "%s: %04x [#1]".
+GATES: tuple[str, ...] = (
+    "BUG",
+    "WARNING",
+    "INFO: ",
+    "panic",
+    "Oops",
+    "rror",
+    " fault",
+    " to handle",
+    "detected",
+    "UBSAN",
+    "unreferenced object",
+    " [#",
+    "invalid opcode",
+    "overflow",
+    "Alignment trap",
+    "VFS:",
+    "oom-killer",
+    "ation failure",
+    "been shut down",
+    "BTRFS crit",
+    "Assertion failed",
+    "JBD2",
+    "nobody cared",
+    "unregister_netdevice",
+    "NETDEV WATCHDOG",
+    "CFI failure",
+)
+
+# A boot banner holds one of these.
+BOOT_GATES: tuple[str, ...] = ("Booting ", "Linux version")

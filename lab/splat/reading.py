@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lab.model import Splat, UserError
-from lab.splat.detector import Detector
+from lab.splat.detector import LOOK_BACK, Detector
+from lab.splat.formats import BOOT_GATES, GATES
 
-_LONGEST_LINE = 16 * 1024  # printk's longest record is 1 KiB; more is not a kernel's line
+_BLOCK_BYTES = 256 * 1024
+_LONGEST_LINE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +30,83 @@ def read_files(paths: Sequence[Path]) -> tuple[LogSplats, ...]:
 
 
 def _read(path: Path) -> tuple[Splat, ...]:
-    detector = Detector()
-    found: list[Splat] = []
-    for line in _lines(path):
-        found += detector.feed(line)
-    found += detector.finish()
+    try:
+        with path.open("rb") as log:
+            found = scan_stream(log)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     return tuple(sorted(found, key=lambda splat: splat.first_line))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as log:
-            yield from log
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+def scan_stream(log: BinaryIO) -> list[Splat]:
+    """The splats of a log of any size, in bounded memory."""
+    detector = Detector()
+    found: list[Splat] = []
+    rest = b""
+    while chunk := log.read(_BLOCK_BYTES):
+        chunk = rest + chunk
+        end = chunk.rfind(b"\n") + 1
+        if end == 0 and len(chunk) < _LONGEST_LINE:
+            rest = chunk
+            continue
+        # A "line" without an end is no kernel's: it is taken in pieces.
+        end = end or len(chunk)
+        rest = chunk[end:]
+        found += _scan_block(detector, chunk[:end].decode("utf-8", "replace"))
+    if rest:
+        found += _scan_block(detector, rest.decode("utf-8", "replace"))
+    return found + detector.finish()
+
+
+def _scan_block(detector: Detector, block: str) -> list[Splat]:
+    """Feed the lines of a block; those that can open nothing are passed over in one step."""
+    found, place = _until_idle(detector, block, 0)
+    for hit in _hits(block):
+        if hit < place:
+            continue  # on a line that an open report has taken
+        start = block.rfind("\n", place, hit) + 1 or place
+        _pass_over(detector, block, place, start)
+        end = block.find("\n", start) + 1 or len(block)
+        found += detector.feed(block[start:end])
+        more, place = _until_idle(detector, block, end)
+        found += more
+    _pass_over(detector, block, place, len(block))
+    return found
+
+
+def _until_idle(detector: Detector, block: str, place: int) -> tuple[list[Splat], int]:
+    """Feed the lines from `place` on while a report is open; the splats, and where that ended."""
+    found: list[Splat] = []
+    while not detector.idle and place < len(block):
+        end = block.find("\n", place) + 1 or len(block)
+        found += detector.feed(block[place:end])
+        place = end
+    return found, place
+
+
+def _hits(block: str) -> list[int]:
+    """Places of the gates. After one on a line, the line is done with."""
+    hits = []
+    for gate in (*GATES, *BOOT_GATES):
+        place = block.find(gate)
+        while place >= 0:
+            hits.append(place)
+            place = block.find("\n", place)
+            if place >= 0:
+                place = block.find(gate, place)
+    return sorted(hits)
+
+
+def _pass_over(detector: Detector, block: str, start: int, end: int) -> None:
+    if start >= end:
+        return
+    count = block.count("\n", start, end) + (block[end - 1] != "\n")
+    tail_from = end - 1
+    for _ in range(LOOK_BACK):
+        tail_from = block.rfind("\n", start, tail_from)
+        if tail_from < 0:
+            break
+    detector.skip(count, block[max(start, tail_from + 1) : end].rstrip("\n").split("\n"))
 
 
 def as_object(splat: Splat) -> dict[str, Any]:
