@@ -40,6 +40,7 @@ ORDER = (
     "machine",
     "accel",
     "suites",
+    "subject",
     "trial",
     "campaign",
     "desk",

@@ -1,0 +1,508 @@
+"""Arguments go in, one library call is made, a renderer prints, an exit code comes out.
+
+stdout is the result, stderr is progress. Exit codes are `lab.model.ExitCode`; an interrupt is 130.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+import lab
+from lab import campaign, config, desk, doctor, host, image, model
+from lab.config import Config
+from lab.model import ExitCode, LabError, Outcome, RunRecord, UserError
+from lab.report import html, junit, terminal
+from lab.splat import reading
+from lab.store import Cache, write_atomically
+from lab.subject import Request
+from lab.suites import registry
+
+_EXIT = {
+    Outcome.CLEAN: ExitCode.CLEAN,
+    Outcome.REGRESSED: ExitCode.REGRESSED,
+    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+    Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
+}
+_INTERRUPTED = 130
+
+
+@dataclass(slots=True)
+class Context:
+    """What every command shares."""
+
+    config: Config
+    out: Console
+    quiet: bool
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(root=self.config.paths.cache_dir)
+
+    def progress(self) -> terminal.Progress:
+        return terminal.progress(quiet=self.quiet)
+
+
+def _override(base: Config, **tables: dict[str, Any]) -> Config:
+    """`base` with the options that were given on the command line (None: not given)."""
+    changed: dict[str, Any] = {}
+    for table, values in tables.items():
+        given = {key: value for key, value in values.items() if value not in (None, ())}
+        if table == "top":
+            changed.update(given)
+        elif given:
+            changed[table] = msgspec.structs.replace(getattr(base, table), **given)
+    return msgspec.structs.replace(base, **changed)
+
+
+def _split(values: tuple[str, ...]) -> tuple[str, ...]:
+    """--arch a,b --arch c -> (a, b, c)."""
+    return tuple(part for value in values for part in value.split(",") if part)
+
+
+# --- options that several commands share -------------------------------------------------------
+
+_kernel = click.option(
+    "--kernel",
+    metavar="TREE",
+    help="debian:6.1, debian:6.12, a git tree (DIR or DIR@REF) or a tarball. Never written to. "
+    "Default: what the series asks for, else debian:6.1.",
+)
+_arch = click.option("--arch", multiple=True, metavar="ARCH[,ARCH]", help="x86_64, arm64.")
+_profile = click.option(
+    "--profile", metavar="NAME", help="Set of Kconfig fragments: plain, lockdep, kasan."
+)
+_patch = click.option(
+    "--patch",
+    metavar="SERIES",
+    help="A directory of patches (with or without a quilt series file), an mbox, a git range "
+    "BASE..TOPIC, or a lore message-id.",
+)
+_jobs = click.option("--jobs", "-j", type=click.IntRange(1), help="Parallel make jobs.")
+_accel = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Default: auto.")
+_json = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lab.__version__, prog_name="lab")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Instead of ./lab.toml or ~/.config/kernel-patch-lab/lab.toml.",
+)
+@click.option("--cache", metavar="DIR", help="Where kernels, images and sources are kept.")
+@click.option("--runs", metavar="DIR", help="Where the records of runs are kept.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+@click.pass_context
+def cli(
+    context: click.Context,
+    config_file: Path | None,
+    cache: str | None,
+    runs: str | None,
+    quiet: bool,
+) -> None:
+    """What does this kernel patch series change?
+
+    Builds kernels with and without it, boots both in QEMU, tests both, and answers with one
+    verdict.
+
+    \b
+    Exit codes:  0 clean   1 regressed   2 usage   3 the lab broke   4 inconclusive
+    """
+    loaded = config.load(config_file or config.find(Path.cwd()))
+    loaded = _override(loaded, paths={"cache": cache, "runs": runs})
+    context.obj = Context(config=loaded, out=Console(soft_wrap=False), quiet=quiet)
+
+
+# --- run ---------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option(
+    "--patch",
+    metavar="SERIES",
+    required=True,
+    help="A directory of patches (with or without a quilt series file), an mbox, a git range "
+    "BASE..TOPIC, or a lore message-id.",
+)
+@_kernel
+@_arch
+@_profile
+@click.option("--suite", multiple=True, metavar="NAME[,NAME]", help="See: lab suites.")
+@click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
+@click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
+@click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
+@click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
+@click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
+@click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
+@_accel
+@_jobs
+@_json
+@click.pass_obj
+def run(
+    context: Context,
+    patch: str,
+    kernel: str | None,
+    arch: tuple[str, ...],
+    profile: str | None,
+    suite: tuple[str, ...],
+    repeats: int | None,
+    max_repeats: int | None,
+    seed: int | None,
+    duration: str | None,
+    filesystem: tuple[str, ...],
+    scenario: tuple[str, ...],
+    accel: str | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Base against patched: one verdict.
+
+    Everything is built and booted in the lab's own folders. Cut off at any point, the same
+    command takes the run up where it stopped.
+    """
+    seconds = None if duration is None else config.duration_s(duration, where="--duration")
+    chosen = _override(
+        context.config,
+        top={"kernel": kernel, "arch": _split(arch), "profile": profile, "suites": _split(suite)},
+        run={"repeats": repeats, "max_repeats": max_repeats, "seed": seed},
+        machine={"accel": accel},
+        build={"jobs": jobs},
+        faultstress={
+            "duration_s": seconds,
+            "filesystems": _split(filesystem),
+            "scenarios": _split(scenario),
+        },
+    )
+    if chosen.run.max_repeats < chosen.run.repeats:
+        raised = msgspec.structs.replace(chosen.run, max_repeats=chosen.run.repeats)
+        chosen = msgspec.structs.replace(chosen, run=raised)
+    request = Request(patch=patch, config=chosen, command=tuple(sys.argv))
+    with context.progress() as progress:
+        record, folder = asyncio.run(campaign.run(request, progress.emit))
+    _write_reports(record, folder)
+    _show(context, record, folder, as_json)
+    return _EXIT[record.verdict.outcome]
+
+
+def _write_reports(record: RunRecord, folder: Path) -> None:
+    write_atomically(folder / "report.html", html.page(record, folder).encode())
+    write_atomically(folder / "junit.xml", junit.xml(record))
+
+
+def _show(context: Context, record: RunRecord, folder: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(model.encode(record), nl=False)
+    else:
+        terminal.summary(record, folder, context.out)
+
+
+# --- build, boot -------------------------------------------------------------------------------
+
+
+@cli.command()
+@_patch
+@_kernel
+@_arch
+@_profile
+@_jobs
+@_json
+@click.pass_obj
+def build(
+    context: Context,
+    patch: str | None,
+    kernel: str | None,
+    arch: tuple[str, ...],
+    profile: str | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Build the base kernel, and with --patch the patched one too."""
+    chosen = _override(
+        context.config,
+        top={"kernel": kernel, "arch": _split(arch), "profile": profile},
+        build={"jobs": jobs},
+    )
+    with context.progress() as progress:
+        results = desk.build_kernels(patch, chosen, progress.emit)
+    failed = [result for result in results if isinstance(result, model.BuildFailure)]
+    if as_json:
+        click.echo(model.encode(results), nl=False)
+    else:
+        terminal.builds(results, context.out)
+    return ExitCode.REGRESSED if failed else ExitCode.CLEAN
+
+
+@cli.command()
+@_patch
+@_kernel
+@click.option("--arch", metavar="ARCH", help="x86_64 or arm64.")
+@_profile
+@_accel
+@click.option("--shell", is_flag=True, help="A shell in the guest; Ctrl-] leaves it.")
+@click.option("--append", metavar="ARGS", default="", help="More kernel command line.")
+@click.option("--timeout", default="10m", metavar="TIME", help="For the command. Default: 10m.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def boot(
+    context: Context,
+    patch: str | None,
+    kernel: str | None,
+    arch: str | None,
+    profile: str | None,
+    accel: str | None,
+    shell: bool,
+    append: str,
+    timeout: str,
+    command: tuple[str, ...],
+) -> int:
+    """Boot a kernel on a throw-away root and run COMMAND in it (default: uname -a).
+
+    With --patch it is the patched kernel, else the base. What is not built yet is built first.
+    Exits with 0 if COMMAND did, 1 if it failed, 4 if the machine was lost.
+    """
+    chosen = _override(
+        context.config,
+        top={"kernel": kernel, "arch": (arch,) if arch else (), "profile": profile},
+        machine={"accel": accel},
+    )
+    request = desk.BootRequest(
+        patch=patch,
+        config=chosen,
+        command=command or ("uname", "-a"),
+        shell=shell,
+        append=append,
+        timeout_s=config.duration_s(timeout, where="--timeout"),
+    )
+    if shell and not sys.stdin.isatty():
+        raise UserError("--shell needs a terminal", hint="give a COMMAND instead")
+    with context.cache.staging() as folder:
+        with context.progress() as progress:
+            kit = desk.prepare(request, folder, progress.emit)
+        return asyncio.run(desk.boot(request, kit, folder, sys.stdout.buffer, sys.stderr.buffer))
+
+
+# --- image -------------------------------------------------------------------------------------
+
+
+@cli.group(name="image")
+def image_group() -> None:
+    """Root images for the guests."""
+
+
+@image_group.command(name="build")
+@_arch
+@_json
+@click.pass_obj
+def image_build(context: Context, arch: tuple[str, ...], as_json: bool) -> int:
+    """Build the root image of each architecture, unless it is there."""
+    names = _split(arch) or context.config.arch
+    with context.progress() as progress:
+        images = [image.root_image(n, cache=context.cache, emit=progress.emit) for n in names]
+    terminal.images(images, context.out, as_json=as_json)
+    return ExitCode.CLEAN
+
+
+@image_group.command(name="list")
+@_json
+@click.pass_obj
+def image_list(context: Context, as_json: bool) -> int:
+    """List the root images in the cache."""
+    terminal.images(image.list_images(context.cache), context.out, as_json=as_json)
+    return ExitCode.CLEAN
+
+
+@image_group.command(name="shell")
+@click.argument("arch", default="x86_64")
+@click.option(
+    "--bind", multiple=True, type=click.Path(exists=True, path_type=Path), help="Show DIR inside."
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def image_shell(
+    context: Context, arch: str, bind: tuple[Path, ...], command: tuple[str, ...]
+) -> int:
+    """A shell (or COMMAND) in the userland of an image, on a throw-away copy."""
+    with context.progress() as progress:
+        root = image.root_image(arch, cache=context.cache, emit=progress.emit)
+    return image.shell(root, cache=context.cache, bind=bind, command=command)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_json
+@click.pass_obj
+def splats(context: Context, files: tuple[Path, ...], as_json: bool) -> int:
+    """Problem reports in console logs; "-" reads standard input. Exits with 1 if there is any.
+
+    With one FILE, --json gives a list; with more, an object from file to list.
+    """
+    paths = [Path("/dev/stdin") if str(file) == "-" else file for file in files]
+    found = {log.path: log.splats for log in reading.read_files(paths)}
+    if not as_json:
+        terminal.splats(found, context.out)
+    elif len(found) == 1:
+        (only,) = found.values()
+        click.echo(reading.to_json(only))
+    else:
+        whole = {
+            str(path): [reading.as_object(splat) for splat in splats]
+            for path, splats in found.items()
+        }
+        click.echo(json.dumps(whole, indent=1))
+    return ExitCode.REGRESSED if any(found.values()) else ExitCode.CLEAN
+
+
+@cli.command(name="report")
+@click.argument("run_name", metavar="[RUN]", required=False)
+@_json
+@click.pass_obj
+def report_command(context: Context, run_name: str | None, as_json: bool) -> int:
+    """Show a finished run again, and write its report anew. Default: the newest.
+
+    RUN is the name of a run, the beginning of one, or its folder. Exits as the run did.
+    """
+    folder = campaign.find_run(context.config.paths.runs_dir, run_name)
+    record = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    _write_reports(record, folder)
+    _show(context, record, folder, as_json)
+    return _EXIT[record.verdict.outcome]
+
+
+@cli.command()
+@_json
+@click.pass_obj
+def suites(context: Context, as_json: bool) -> int:
+    """What can be run, and what it needs of the kernel."""
+    rows = [
+        {"name": suite.name, "what": suite.one_line, "needs": list(suite.needs().symbols)}
+        for suite in registry.SUITES.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return ExitCode.CLEAN
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("suite", "what", "needs"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["what"]), ", ".join(row["needs"]))
+    context.out.print(table)
+    return ExitCode.CLEAN
+
+
+@cli.command(name="doctor")
+@_arch
+@click.option("--no-boot", is_flag=True, help="Do not boot a kernel to prove KVM.")
+@click.option("--packages", "only_packages", is_flag=True, help="Only names of missing packages.")
+@_json
+@click.pass_obj
+def doctor_command(
+    context: Context, arch: tuple[str, ...], no_boot: bool, only_packages: bool, as_json: bool
+) -> int:
+    """What is missing on this machine, how to get it, and does KVM really boot.
+
+    Exits with 2 if something that the lab cannot do without is missing.
+    """
+    chosen = _override(context.config, top={"arch": _split(arch)})
+    boot_it = not no_boot and not only_packages
+    with context.progress() as progress:
+        checks = doctor.examine(chosen, cache=context.cache, emit=progress.emit, boot=boot_it)
+    if only_packages:
+        click.echo("\n".join(doctor.packages(checks)), nl=bool(doctor.packages(checks)))
+        return ExitCode.CLEAN
+    if as_json:
+        click.echo(model.encode(checks), nl=False)
+    else:
+        terminal.checks(checks, context.out)
+    missing = any(check.health is doctor.Health.MISSING for check in checks)
+    return ExitCode.USAGE if missing else ExitCode.CLEAN
+
+
+@cli.command()
+@click.option("--all", "everything", is_flag=True, help="Kernels, images, sources and ccache too.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only say what would go.")
+@click.option("--older-than", metavar="TIME", default="30d", help="Default: 30d.")
+@_json
+@click.pass_obj
+def clean(context: Context, everything: bool, dry_run: bool, older_than: str, as_json: bool) -> int:
+    """Free the cache: unfinished leftovers, and builds and trees not used for a while.
+
+    Records of runs stay. Only folders that the lab itself made are touched.
+    """
+    age_s = 0.0 if everything else config.duration_s(older_than, where="--older-than")
+    removed = context.cache.reclaim(older_than_s=age_s, everything=everything, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(removed, indent=1))
+    else:
+        terminal.removed(removed, context.out, dry_run=dry_run)
+    return ExitCode.CLEAN
+
+
+# --- the way in --------------------------------------------------------------------------------
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Console script `lab`."""
+    sys.exit(entry(sys.argv[1:]))
+
+
+def entry(argv: list[str]) -> int:
+    """Run one command line and return its exit code; every failure becomes one message."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        status = cli.main(args=argv, prog_name="lab", standalone_mode=False)
+        return int(status or 0)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
+        host.abort()
+        _complain("interrupted", "nothing is lost: the same command goes on from here")
+        return _INTERRUPTED
+    except BaseExceptionGroup as group:
+        host.abort()
+        return _explain(_first(group))
+    except LabError as error:
+        return _explain(error)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one failure of a task group that tells why: ours before any other."""
+    ours, others = group.split(LabError)
+    chosen = ours or others
+    assert chosen is not None
+    inner = chosen.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _explain(error: BaseException) -> int:
+    """One message for what the lab can explain; anything else is a bug with its traceback."""
+    if not isinstance(error, LabError):
+        raise error
+    _complain(error.message, error.hint)
+    return ExitCode.USAGE if isinstance(error, UserError) else ExitCode.LAB_FAULT
+
+
+def _complain(message: str, hint: str) -> None:
+    click.echo(f"lab: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)

@@ -1,0 +1,178 @@
+"""One kernel by hand: a tree is built, a built kernel is booted, a command runs in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lab import accel, image, initramfs, kconfig, machine, source, subject, trial
+from lab.arch import arch as arch_row
+from lab.build import build
+from lab.config import Config
+from lab.guest import Down, TimedOut
+from lab.machine import Disk, MachineSpec
+from lab.model import (
+    BuildFailure,
+    Emit,
+    ExitCode,
+    Kernel,
+    MachineEnd,
+    RootImage,
+    Side,
+    UserError,
+)
+from lab.store import Cache
+from lab.tree import checkout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootRequest:
+    """What `lab boot` was asked for."""
+
+    patch: str | None
+    config: Config
+    command: tuple[str, ...]
+    shell: bool
+    append: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootKit:
+    """A kernel and what it needs to boot."""
+
+    kernel: Kernel
+    initramfs: Path
+    image: RootImage
+    spec: MachineSpec
+
+
+def build_kernels(
+    patch: str | None, config: Config, emit: Emit
+) -> tuple[Kernel | BuildFailure, ...]:
+    """Base of every architecture, and patched with a series; a patched failure names its patch.
+
+    Raises `UserError` if the series does not apply or the configuration cannot be had.
+    """
+    cache = Cache(root=config.paths.cache_dir)
+    if patch is not None:
+        request = subject.Request(patch=patch, config=config)
+        planned = subject.make_plan(subject.take(request, cache, emit), config)
+        return tuple(
+            result
+            for name in planned.archs
+            for result in subject.build_pair(name, planned, config, cache, emit)
+        )
+    name = config.kernel or subject.DEFAULT_KERNEL
+    tree = checkout(source.open_source(name, cache=cache, emit=emit), (), cache=cache, emit=emit)
+    return tuple(
+        build(
+            tree,
+            arch=row.name,
+            side=Side.BASE,
+            fragments=(
+                *kconfig.fragments(config.profile, row.name),
+                *subject.own_fragments(config),
+            ),
+            cache=cache,
+            emit=emit,
+            jobs=config.build.job_count,
+        )
+        for row in map(arch_row, config.arch)
+    )
+
+
+def prepare(request: BootRequest, folder: Path, emit: Emit) -> BootKit:
+    """Everything up to the boot; what is not in the cache is built.
+
+    Raises `UserError` with the compiler's first error if the kernel does not build.
+    """
+    config = request.config
+    cache = Cache(root=config.paths.cache_dir)
+    results = build_kernels(request.patch, config, emit)
+    kernel = results[-1]
+    if isinstance(kernel, BuildFailure):
+        error = kernel.first_error
+        raise UserError(
+            f"the {kernel.side} kernel does not build: {error.file}:{error.line}: {error.message}",
+            hint=f"the whole log: {kernel.log}",
+        )
+    root = image.root_image(kernel.arch, cache=cache, emit=emit)
+    ramfs = initramfs.initramfs(kernel.arch, cache=cache, emit=emit)
+    chosen = accel.choose(
+        kernel.arch,
+        kernel=kernel.image,
+        initramfs=ramfs,
+        cache=cache,
+        emit=emit,
+        force=None if config.machine.accel == "auto" else config.machine.accel,
+    )
+    limits = subject.timeouts(config, chosen, work_s=request.timeout_s)
+    spec = MachineSpec(
+        arch=kernel.arch,
+        kernel=kernel.image,
+        initramfs=ramfs,
+        disks=(
+            Disk(
+                path=image.overlay(root, folder),
+                format="qcow2",
+                readonly=False,
+                serial=trial.ROOT_SERIAL,
+            ),
+        ),
+        memory_bytes=config.machine.memory_bytes,
+        cpus=config.machine.cpus,
+        accelerator=chosen,
+        append=f"lab.root={trial.ROOT_SERIAL} {request.append}".strip(),
+        timeouts=limits,
+    )
+    return BootKit(kernel=kernel, initramfs=ramfs, image=root, spec=spec)
+
+
+async def boot(
+    request: BootRequest, kit: BootKit, folder: Path, out: BinaryIO, err: BinaryIO
+) -> ExitCode:
+    """Boot, run the command, pass on what it said. The console is in `folder`/console.log."""
+    async with machine.boot(kit.spec, folder) as box:
+        if box.guest is None:
+            err.write(_last_words(folder, box.end, box.detail))
+            return ExitCode.INCONCLUSIVE
+        if request.shell:
+            left = await box.guest.shell(0)
+            if isinstance(left, Down):
+                err.write(_last_words(folder, left.end, left.detail))
+                return ExitCode.INCONCLUSIVE
+            return ExitCode.CLEAN
+        answer = await box.guest.run(
+            list(request.command), timeout_s=request.timeout_s, cwd="/root"
+        )
+    if isinstance(answer, Down):
+        err.write(_last_words(folder, answer.end, answer.detail))
+        return ExitCode.INCONCLUSIVE
+    out.write(answer.stdout)
+    out.flush()
+    err.write(answer.stderr)
+    if isinstance(answer, TimedOut):
+        err.write(f"lab: the command did not end within {request.timeout_s:.0f} s\n".encode())
+        return ExitCode.INCONCLUSIVE
+    if answer.status != 0:
+        err.write(f"lab: the command ended with status {answer.status}\n".encode())
+        return ExitCode.REGRESSED
+    return ExitCode.CLEAN
+
+
+def _last_words(folder: Path, end: MachineEnd | None, detail: str, lines: int = 15) -> bytes:
+    """Why there is no machine any more, and the end of its console."""
+    console = folder / "console.log"
+    tail = console.read_bytes().splitlines()[-lines:] if console.exists() else []
+    shown = b"".join(b"  | " + _printable(line) + b"\n" for line in tail)
+    return f"lab: the machine is gone ({end}): {detail}\n".encode() + shown
+
+
+def _printable(line: bytes) -> bytes:
+    """A console line without what could steer a terminal."""
+    text = line.decode("utf-8", "replace")
+    return "".join(
+        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text
+    ).encode()

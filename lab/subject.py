@@ -1,0 +1,253 @@
+"""A request goes in; the series, its trees, the plan and the two kernels come out.
+
+Everything that `lab run`, `lab build` and `lab boot` have in common before a machine starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lab import build, host, intake, kconfig, source
+from lab.arch import arch as arch_row
+from lab.config import Config
+from lab.kconfig import Fragment
+from lab.machine import Timeouts
+from lab.model import (
+    Accelerator,
+    BuildFailure,
+    Emit,
+    Event,
+    EventKind,
+    Kernel,
+    Series,
+    Side,
+    Source,
+    UserError,
+)
+from lab.store import Cache
+from lab.suites import registry
+from lab.suites.protocol import PlannedCase, Suite, SuiteOptions
+from lab.tree import Tree, checkout
+
+DEFAULT_KERNEL = "debian:6.1"
+DEFAULT_SUITES = ("boot", "faultstress")
+# Seconds from start to hello under KVM; a slower machine gets its limits stretched by the ratio.
+_REFERENCE_BOOT_S = 1.5
+_NEEDED_TOOLS = ("qemu-img", "make", "gcc", "ld", "flex", "bison", "bc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `lab run` was asked for."""
+
+    patch: str
+    config: Config
+    command: tuple[str, ...] = ()
+    repository: Path | None = None  # where a git range is looked up; default: the kernel's tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """The series and the two trees it makes."""
+
+    series: Series
+    source: Source
+    base: Tree
+    patched: Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is decided before the first build."""
+
+    subject: Subject
+    suites: tuple[Suite, ...]
+    cases: tuple[PlannedCase, ...]
+    fragments: dict[tuple[str, Side], tuple[Fragment, ...]]  # by architecture and side
+    archs: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(case.name for case in self.cases)
+
+
+def take(request: Request, cache: Cache, emit: Emit) -> Subject:
+    """Series, source and both trees. Raises `UserError` if the series does not apply."""
+    repository = request.repository
+    name = request.config.kernel
+    if repository is None and name and not name.startswith("debian:"):
+        candidate = Path(name.partition("@")[0]).expanduser()
+        repository = candidate if candidate.is_dir() else None
+    series = intake.take(request.patch, repository=repository, cache=cache, emit=emit)
+    kernel = source.open_source(name or series.kernel or DEFAULT_KERNEL, cache=cache, emit=emit)
+    if kernel.dirty:
+        text = f"{kernel.name} has uncommitted changes; they are not part of the test"
+        emit(Event(kind=EventKind.WARNING, step="source", text=text))
+    patched = checkout(kernel, series.patches, cache=cache, emit=emit)
+    base = checkout(kernel, (), cache=cache, emit=emit)
+    return Subject(series=series, source=kernel, base=base, patched=patched)
+
+
+def make_plan(subject: Subject, config: Config) -> Plan:
+    """Suites, cases and fragments. Raises `UserError` for names that nobody knows."""
+    names = config.suites or subject.series.suites or DEFAULT_SUITES
+    suites = registry.find(names)
+    options = suite_options(config)
+    cases = tuple(case for suite in suites for case in suite.plan(options))
+    archs = tuple(arch_row(name).name for name in config.arch)
+    for name in archs:
+        # Better now than after twenty minutes of compiling.
+        for needed in (arch_row(name).qemu, *_NEEDED_TOOLS):
+            host.tool(needed)
+    own = own_fragments(config)
+    fragments: dict[tuple[str, Side], tuple[Fragment, ...]] = {}
+    for name in archs:
+        base = (*kconfig.fragments(config.profile, name), *own)
+        extra = subject.series.fragment
+        fragments[name, Side.BASE] = base
+        fragments[name, Side.PATCHED] = (
+            (*base, Fragment(name="series.toml", text=extra)) if extra else base
+        )
+    return Plan(subject=subject, suites=suites, cases=cases, fragments=fragments, archs=archs)
+
+
+def suite_options(config: Config) -> SuiteOptions:
+    return SuiteOptions(
+        filesystems=config.faultstress.filesystems,
+        scenarios=config.faultstress.scenarios,
+        duration_s=config.faultstress.duration_s,
+        threads=config.faultstress.threads,
+    )
+
+
+def own_fragments(config: Config) -> tuple[Fragment, ...]:
+    """The user's own fragments from lab.toml."""
+    return tuple(
+        Fragment(name=name, text=_read_fragment(Path(name).expanduser()))
+        for name in config.build.fragments
+    )
+
+
+def _read_fragment(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"build.fragments: {path}: {error.strerror}") from error
+
+
+def build_pair(
+    name: str, planned: Plan, config: Config, cache: Cache, emit: Emit
+) -> list[Kernel | BuildFailure]:
+    """Base, then patched from the base's objects; a failure is traced to its patch."""
+    subject, jobs = planned.subject, config.build.job_count
+    base = build.build(
+        subject.base,
+        arch=name,
+        side=Side.BASE,
+        fragments=planned.fragments[name, Side.BASE],
+        cache=cache,
+        emit=emit,
+        jobs=jobs,
+    )
+    if isinstance(base, BuildFailure):
+        return [base]
+    _check_needs(planned, base, config)
+    fragments = planned.fragments[name, Side.PATCHED]
+    patched = build.build(
+        subject.patched,
+        arch=name,
+        side=Side.PATCHED,
+        fragments=fragments,
+        cache=cache,
+        emit=emit,
+        jobs=jobs,
+        seed=base,
+    )
+    if isinstance(patched, BuildFailure):
+        patched = _blame(name, patched, planned, config, cache, base, emit)
+    return [base, patched]
+
+
+def _check_needs(planned: Plan, base: Kernel, config: Config) -> None:
+    """Every suite's Kconfig symbols are in the kernel. Raises `UserError` before any boot."""
+    text = base.config.read_text()
+    for suite in planned.suites:
+        missing = registry.missing_symbols(suite.needs(suite_options(config)), text)
+        if missing:
+            raise UserError(
+                f"suite {suite.name} needs {', '.join(missing)}, "
+                f"which profile {config.profile} does not set",
+                hint="choose another profile, or add a fragment under [build] in lab.toml",
+            )
+
+
+def _blame(
+    name: str,
+    failure: BuildFailure,
+    planned: Plan,
+    config: Config,
+    cache: Cache,
+    base: Kernel,
+    emit: Emit,
+) -> BuildFailure:
+    """The failure of the first prefix of the series that does not build, with its patch."""
+    patches = planned.subject.series.patches
+    source_ = planned.subject.source
+    emit(
+        Event(
+            kind=EventKind.NOTE,
+            step=f"build patched {name}",
+            text="does not build; looking for the patch that broke it",
+        )
+    )
+    fragments = list(planned.fragments[name, Side.BASE])
+    if planned.subject.series.fragment:
+        # The first patches do not know yet what a later one adds.
+        fragments.append(_where_present(planned.subject.series.fragment))
+    found: dict[str, BuildFailure] = {planned.subject.patched.tree: failure}
+
+    def probe(tree: Tree) -> Kernel | BuildFailure:
+        if tree.tree in found:
+            return found[tree.tree]
+        result = build.build(
+            tree,
+            arch=name,
+            side=Side.PATCHED,
+            fragments=fragments,
+            cache=cache,
+            emit=emit,
+            jobs=config.build.job_count,
+            seed=base,
+        )
+        if isinstance(result, BuildFailure):
+            found[tree.tree] = result
+        return result
+
+    trees = [planned.subject.base]
+    trees += [
+        checkout(source_, patches[:count], cache=cache, emit=emit)
+        for count in range(1, len(patches) + 1)
+    ]
+    culprit = build.first_broken(trees, probe)
+    first = found.get(trees[culprit].tree, failure)
+    return replace(first, patch=patches[culprit - 1].name)
+
+
+def _where_present(text: str) -> Fragment:
+    """The series' own Kconfig lines, for prefixes that may not have those options yet."""
+    lines = (f"{line}  # if present" if "=" in line else line for line in text.splitlines())
+    return Fragment(name="series.toml", text="\n".join(lines) + "\n")
+
+
+def timeouts(config: Config, accelerator: Accelerator, *, work_s: float) -> Timeouts:
+    """Limits that stretch with the measured speed; `work_s` is what the cases may take.
+
+    Generous, because a limit that strikes a healthy guest costs more than a late one.
+    """
+    slower = max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S)
+    return Timeouts(
+        boot_s=config.machine.boot_limit_s * slower,
+        silence_s=config.machine.silence_limit_s * slower,
+        wall_s=(config.machine.boot_limit_s + work_s) * slower,
+    )

@@ -1,0 +1,283 @@
+"""One cell and its artefacts go in, a `Trial` comes out.
+
+The only room that knows kernel, image, machine, guest and suites together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lab import image, machine, model
+from lab.guest import Down, Exited, Guest
+from lab.machine import Disk, MachineSpec, Timeouts
+from lab.model import (
+    Accelerator,
+    CaseResult,
+    CaseState,
+    Cell,
+    Emit,
+    Event,
+    EventKind,
+    Kernel,
+    LabFault,
+    MachineEnd,
+    RootImage,
+    Splat,
+    Trial,
+)
+from lab.splat.detector import Detector
+from lab.store import write_atomically
+from lab.suites.protocol import PlannedCase, Suite
+
+PROBE = Path(__file__).parent.parent / "images" / "guest" / "probe.sh"
+ROOT_SERIAL = "root"
+SCRATCH_SERIAL = "scratch"
+_MARK_LIMIT_S = 10.0
+_PROBE_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kit:
+    """The artefacts that the cells of one side and architecture share."""
+
+    kernel: Kernel
+    initramfs: Path
+    image: RootImage
+    accelerator: Accelerator
+    timeouts: Timeouts
+    suites: tuple[Suite, ...]
+    cases: Mapping[str, PlannedCase]
+    scratch_bytes: int
+
+
+@dataclass(slots=True)
+class Console:
+    """What the trial knows of the console while it grows."""
+
+    detector: Detector = field(default_factory=Detector)
+    splats: list[Splat] = field(default_factory=list)
+    line: int = 0
+    marks: dict[str, int] = field(default_factory=dict)  # mark -> line
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_line(self, number: int, text: str) -> None:
+        self.line = number
+        _, found, mark = text.rpartition("lab: mark ")
+        if found:
+            self.marks[mark.strip()] = number
+            self.grown.set()
+        self.splats += self.detector.feed(text)
+
+    async def wait_mark(self, mark: str) -> bool:
+        """Whether the console showed `mark` in time: all that came before it is then here."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MARK_LIMIT_S):
+                while mark not in self.marks:
+                    self.grown.clear()
+                    await self.grown.wait()
+        return mark in self.marks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The kernel's own word on its state, between two cases."""
+
+    taint: int  # /proc/sys/kernel/tainted
+    lockdep_alive: bool | None  # None: no lockdep in this kernel
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known of a trial while its machine lives."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    begun: dict[str, int] = field(default_factory=dict)  # case -> console line at its start
+    ended: dict[str, int] = field(default_factory=dict)
+    health: Health | None = None
+    vmstat: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
+    """Run the cell's cases in one machine, until they are done or the machine is.
+
+    Cases that the machine did not get to are absent from the results: the caller decides whether
+    a fresh machine takes them up (`plan.remaining`). The record is on disk when this returns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    began = time.monotonic()
+    console, progress = Console(), Progress()
+    async with machine.boot(_spec(cell, kit, folder), folder, on_line=console.on_line) as box:
+        if box.guest is not None:
+            await _use(cell, kit, box.guest, console, progress, emit)
+    wall_s = time.monotonic() - began
+    console.splats += console.detector.finish()
+    results, others = _charge(progress, console)
+    trial = Trial(
+        id=folder.name,
+        cell=cell,
+        end=box.end,
+        accelerator=kit.accelerator,
+        started=started,
+        boot_s=box.boot_s,
+        guest_s=max(0.0, wall_s - (box.boot_s or 0.0)),
+        wall_s=wall_s,
+        results=results,
+        boot_splats=others,
+        vmstat=progress.vmstat,
+        lockdep_alive=progress.health.lockdep_alive if progress.health else None,
+        note="; ".join([*progress.notes, *([box.detail] if box.detail else [])]),
+    )
+    write_atomically(folder / "trial.json", model.encode(trial))
+    return trial
+
+
+def _spec(cell: Cell, kit: Kit, folder: Path) -> MachineSpec:
+    """The machine: a throw-away overlay of the root image, and an empty scratch disk."""
+    scratch = image.scratch_disk(folder, SCRATCH_SERIAL, kit.scratch_bytes)
+    root = image.overlay(kit.image, folder)
+    return MachineSpec(
+        arch=cell.arch,
+        kernel=kit.kernel.image,
+        initramfs=kit.initramfs,
+        disks=(
+            Disk(path=root, format="qcow2", readonly=False, serial=ROOT_SERIAL),
+            Disk(path=scratch, format="raw", readonly=False, serial=SCRATCH_SERIAL),
+        ),
+        memory_bytes=cell.memory_bytes,
+        cpus=cell.cpus,
+        accelerator=kit.accelerator,
+        # Marks between cases must not be rate-limited away.
+        append=f"lab.root={ROOT_SERIAL} printk.devkmsg=on",
+        timeouts=kit.timeouts,
+    )
+
+
+async def _use(
+    cell: Cell, kit: Kit, guest: Guest, console: Console, progress: Progress, emit: Emit
+) -> None:
+    """Run the cases one after the other, with a look at the kernel's health after each."""
+    health = await probe(guest, console, "boot")
+    if isinstance(health, Down):
+        return
+    progress.health = health
+    suites = {suite.name: suite for suite in kit.suites}
+    covered = health.lockdep_alive
+    for number, name in enumerate(cell.cases):
+        suite = suites[name.partition("/")[0]]
+        emit(
+            Event(
+                kind=EventKind.PROGRESS,
+                step=step_name(cell),
+                text=name,
+                fraction=number / len(cell.cases),
+            )
+        )
+        progress.begun[name] = console.line + 1
+        result = await suite.run(guest, kit.cases[name], cell.seed)
+        if isinstance(result, Down):
+            progress.results.append(_down(name, result))
+            return
+        after = await probe(guest, console, name)
+        progress.ended[name] = console.line
+        if isinstance(after, Down):
+            progress.results.append(_down(name, after))
+            return
+        progress.results.append(_with_health(result, progress.health, after))
+        progress.health = after
+        if covered and after.lockdep_alive is False and number + 1 < len(cell.cases):
+            # What follows would run without lockdep: better in a fresh machine.
+            progress.notes.append(f"lockdep switched itself off in {name}; the rest runs afresh")
+            break
+    progress.vmstat = await _vmstat(guest)
+
+
+async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
+    """Ask the kernel how it is, and wait until the console has caught up.
+
+    Raises `LabFault` if a living guest does not answer as the probe script must.
+    """
+    mark = f"{about} {len(console.marks)}"
+    answer = await guest.run(
+        ["/bin/sh", "-s", "--", f"mark {mark}"],
+        timeout_s=_PROBE_LIMIT_S * 4,
+        stdin=PROBE.read_bytes(),
+    )
+    if isinstance(answer, Down):
+        return answer
+    if not isinstance(answer, Exited):
+        return Down(end=MachineEnd.HUNG_SILENT, detail=f"the guest's shell hangs after {about}")
+    words = dict(line.split(maxsplit=1) for line in answer.stdout.decode().splitlines())
+    if answer.status != 0 or not words.get("taint", "").isdigit():
+        raise LabFault(
+            f"the probe after {about} ended with status {answer.status}: "
+            f"{answer.stderr.decode('utf-8', 'replace').strip()}"
+        )
+    await console.wait_mark(mark)
+    locks = words.get("debug_locks")
+    return Health(
+        taint=int(words["taint"]), lockdep_alive=None if locks is None else locks.strip() == "1"
+    )
+
+
+def _down(name: str, down: Down) -> CaseResult:
+    """The case during which the machine was lost."""
+    hung = down.end in (MachineEnd.HUNG_SILENT, MachineEnd.HUNG_BOOT, MachineEnd.WALL_CLOCK)
+    return CaseResult(
+        name=name,
+        state=CaseState.HUNG if hung else CaseState.CRASHED,
+        message=f"machine {down.end}: {down.detail}",
+    )
+
+
+def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResult:
+    """The result, doubted where the kernel's state says so."""
+    if result.state is CaseState.PASSED and before.lockdep_alive is False:
+        return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
+    if after.taint != before.taint:
+        message = f"kernel taint went from {before.taint} to {after.taint}"
+        joined = f"{result.message}; {message}" if result.message else message
+        # A taint needs a report beside it; until one is found it is a missed splat.
+        state = CaseState.FAILED if result.state is CaseState.PASSED else result.state
+        return replace(result, state=state, message=joined)
+    return result
+
+
+def _charge(
+    progress: Progress, console: Console
+) -> tuple[tuple[CaseResult, ...], tuple[Splat, ...]]:
+    """Give each splat to the case in whose span of the console it began; the rest to the boot."""
+    rest = sorted(console.splats, key=lambda splat: splat.first_line)
+    charged: list[CaseResult] = []
+    for result in progress.results:
+        first = progress.begun[result.name]
+        last = progress.ended.get(result.name, console.line)
+        mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
+        rest = [splat for splat in rest if splat not in mine]
+        if mine and result.state in (CaseState.PASSED, CaseState.UNCOVERED):
+            result = replace(
+                result, state=CaseState.FAILED, message=f"ended well, but: {mine[0].title}"
+            )
+        charged.append(replace(result, splats=mine))
+    return tuple(charged), tuple(rest)
+
+
+async def _vmstat(guest: Guest) -> dict[str, int]:
+    """/proc/vmstat; empty if the machine is gone."""
+    answer = await guest.run(["/bin/cat", "/proc/vmstat"], timeout_s=_PROBE_LIMIT_S)
+    if not isinstance(answer, Exited) or answer.status != 0:
+        return {}
+    pairs = (line.split() for line in answer.stdout.decode("ascii", "replace").splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def step_name(cell: Cell) -> str:
+    """The step of progress that this cell's events belong to."""
+    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}"
