@@ -13,6 +13,7 @@ import os
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +51,7 @@ PACKAGES: dict[str, str] = {
     "bwrap": "bubblewrap",
     "ccache": "ccache",
     "cpio": "cpio",
+    "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
     "fakeroot": "fakeroot",
     "flex": "flex",
@@ -59,10 +61,13 @@ PACKAGES: dict[str, str] = {
     "make": "make",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
     "perl": "perl",
+    "qemu-aarch64-static": "qemu-user-static",
     "qemu-img": "qemu-utils",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-x86_64-static": "qemu-user-static",
     "tar": "tar",
     "unshare": "util-linux",
     "xz": "xz-utils",
@@ -273,6 +278,24 @@ def _stream(
     except subprocess.TimeoutExpired:
         raise
     return b"".join(kept)
+
+
+def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> int:
+    """Run on our own terminal until the user ends it; its exit status. On the leash.
+
+    Keys that interrupt go to it alone. Raises `UserError` for a missing tool.
+    """
+    words = [tool(str(argv[0])), *(str(word) for word in argv[1:])]
+    _log(words, None, env)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _leashed(words) as (command, fd):
+            status = subprocess.run(
+                command, env=environment(env), pass_fds=(fd,), check=False
+            ).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return status if status >= 0 else 128 - status
 
 
 @contextlib.asynccontextmanager
