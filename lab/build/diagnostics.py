@@ -92,12 +92,16 @@ _HOST_FAULTS: tuple[tuple[re.Pattern[str], str, str], ...] = (
             r"|virtual memory exhausted: .*|.*(?:: |^)[Oo]ut of memory.*|Killed"
             r"|.*: Cannot allocate memory|.*memory exhausted"
             r"|make(?:\[\d+\])?: \*\*\* \[.*\] (?:Killed|Error 137)"
+            r"|.*terminated with signal 9 \[Killed\]"
         ),
         "a tool of the build was killed, as the kernel does when memory runs out",
         "build with fewer jobs, or on a machine with more memory",
     ),
     (
-        re.compile(r".*: Read-only file system|.*: Input/output error|.*: Too many open files"),
+        re.compile(
+            r".*: echo: I/O error|.*: Read-only file system|.*: Input/output error"
+            r"|.*: Too many open files"
+        ),
         "the host failed during the build",
         "look at the host's own kernel log",
     ),
@@ -144,8 +148,8 @@ def step(line: str) -> Step | None:
 def host_fault(lines: Iterable[str]) -> tuple[str, str, str] | None:
     """(message, hint, the line) if a line says that the host is at fault, not the source."""
     for line in lines:
-        if " error: #error" in line:
-            continue  # the source's own words
+        if " error: #error" in line or line[:1].isspace():
+            continue  # the source's own words, or an excerpt of it
         for pattern, message, hint in _HOST_FAULTS:
             if pattern.fullmatch(line):
                 return message, hint, line
