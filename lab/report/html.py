@@ -15,7 +15,16 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lab.model import CaseResult, CaseState, CaseVerdict, Comparison, RunRecord, Side, Trial
+from lab.model import (
+    CaseResult,
+    CaseState,
+    CaseVerdict,
+    Comparison,
+    Finding,
+    RunRecord,
+    Side,
+    Trial,
+)
 from lab.report import view
 from lab.verdict import smallest_rate
 
@@ -55,7 +64,9 @@ def page(record: RunRecord, folder: Path | None) -> str:
         verdict=record.verdict,
         timing=record.timing,
         css=(_HERE / "style.css").read_text(encoding="utf-8"),
-        label=str(record.verdict.outcome).replace("-", " "),
+        label=_label(record),
+        headline=record.verdict.sentence.replace(f": {_label(record)}: ", ": ", 1),
+        findings=[_finding(record, finding) for finding in record.verdict.findings],
         tiles=_tiles(record),
         matrix=view.matrix(record),
         groups=_groups(record, links),
@@ -69,6 +80,10 @@ def page(record: RunRecord, folder: Path | None) -> str:
         accelerators=_accelerators(record),
         tried=sorted({how for trial in record.trials for how in trial.accelerator.tried}),
     )
+
+
+def _label(record: RunRecord) -> str:
+    return str(record.verdict.outcome).replace("-", " ")
 
 
 def _clean(text: str, limit: int = _TEXT_CHARS) -> str:
@@ -185,6 +200,29 @@ def _tiles(record: RunRecord) -> list[_Tile]:
 
 def _accelerators(record: RunRecord) -> list[str]:
     return sorted({f"{t.accelerator.name} ({t.accelerator.cpu})" for t in record.trials})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finding:
+    """A finding and where it can be seen."""
+
+    finding: Finding
+    message: str  # what the case said
+    trial: Trial | None
+    line: int  # of its console; 0: all of it
+
+
+def _finding(record: RunRecord, finding: Finding) -> _Finding:
+    seen = view.evidence(record, finding.title, finding.arch) if finding.kind == "case" else None
+    if seen is not None:
+        trial, result = seen
+        told = f"{result.state}: {result.message}" if result.message else str(result.state)
+        return _Finding(finding=finding, message=told, trial=trial, line=0)
+    for row in view.splat_rows(record) if finding.kind == "splat" else ():
+        if (row.verdict.title, row.verdict.arch) == (finding.title, finding.arch):
+            return _Finding(finding=finding, message="", trial=row.trial, line=row.splat.first_line)
+    failed = view.failed_boot(record, finding.arch) if finding.kind == "boot" else None
+    return _Finding(finding=finding, message="", trial=failed, line=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,6 +167,9 @@ def _findings(record: RunRecord, console: Console) -> None:
             trial, result = seen
             lines.insert(0, f"{result.state}: {printable(result.message)}")
             lines.append(f"trials/{trial.id}/{result.log or trial.console}")
+        dead = view.failed_boot(record, finding.arch)
+        if finding.kind == "boot" and dead is not None:
+            lines.append(f"trials/{dead.id}/{dead.console}")
         for row in view.splat_rows(record) if finding.kind == "splat" else ():
             if row.verdict.title == finding.title and row.verdict.arch == finding.arch:
                 lines.append(_console_line(row))

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from math import comb
 
 from lab.model import (
     BuildFailure,
@@ -37,6 +38,9 @@ EXIT = {
     Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
 }
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
+# Two sets of numbers are called apart if one lies wholly above the other and that would come
+# about by chance this rarely: four runs a side.
+_APART_BY_CHANCE = 0.05
 # The order in which cases are listed: what a reader must act on first.
 _URGENCY = tuple(
     Comparison(name)
@@ -165,6 +169,14 @@ def evidence(record: RunRecord, case: str, arch: str) -> tuple[Trial, CaseResult
     return None
 
 
+def failed_boot(record: RunRecord, arch: str) -> Trial | None:
+    """The first machine that did not boot with the series."""
+    for trial in record.trials:
+        if (trial.cell.arch, trial.cell.side) == (arch, Side.PATCHED) and trial.boot_s is None:
+            return trial
+    return None
+
+
 # --- splats and warnings -----------------------------------------------------------------------
 
 
@@ -256,8 +268,10 @@ class Metric:
 
     @property
     def apart(self) -> bool:
-        """The two sides do not overlap at all."""
-        return self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
+        """The sides do not overlap at all, in enough runs that chance would hardly do it."""
+        chance = 2 / comb(len(self.base) + len(self.patched), len(self.base))
+        disjoint = self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
+        return disjoint and chance <= _APART_BY_CHANCE
 
 
 def metrics(record: RunRecord) -> tuple[Metric, ...]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from math import comb
 
 # Of a hundred series that change nothing, at most one is called regressed.
 LEVEL = 0.01
 # A suspicion is dropped once fresh runs rule out that the series adds this much to the failure
-# rate, at this confidence.
+# rate: as surely as a series is blamed, or every look would be another chance to overlook it.
 RESOLUTION = 0.30
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of the rates that a report states
 
 
 # --- single numbers ----------------------------------------------------------------------------
@@ -36,6 +37,7 @@ def fisher(worse: int, worse_runs: int, better: int, better_runs: int) -> float:
     return ways / comb(worse_runs + better_runs, failures)
 
 
+@cache
 def smallest_rate(runs: int, failures: int = 0, confidence: float = CONFIDENCE) -> float:
     """The largest failure rate that still goes with `failures` of `runs` (Clopper-Pearson).
 
@@ -51,6 +53,7 @@ def smallest_rate(runs: int, failures: int = 0, confidence: float = CONFIDENCE) 
     return high
 
 
+@cache
 def fewest_runs(level: float) -> int:
     """Runs a side after which "all of them against none" is significant at `level`."""
     runs = 1
@@ -83,6 +86,7 @@ class Look:
     level: float
 
 
+@cache
 def looks(budget: int, level: float) -> tuple[Look, ...]:
     """When to look within `budget` fresh runs a side; none if they could never decide.
 
@@ -201,13 +205,13 @@ class _Course:
             more=more,
         )
 
-    def dismissed(self, runs: int) -> bool:
+    def dismissed(self, runs: int, level: float) -> bool:
         now = self.weighed(runs, Standing.DISMISSED)
         bad, of = now.patched, now.patched_runs
         usual = now.base / now.base_runs
         if self.lean is Lean.BETTER:
             bad, of, usual = now.base, now.base_runs, now.patched / now.patched_runs
-        return smallest_rate(of, bad) < usual + RESOLUTION
+        return smallest_rate(of, bad, 1 - level) < usual + RESOLUTION
 
     def unsettled(self) -> Weighed:
         every = max(len(self.base), len(self.patched))
@@ -244,13 +248,13 @@ def weigh(
     for lean in (Lean.WORSE, Lean.BETTER):
         family = [course for course in courses if course and course.lean is lean]
         for number in range(max((len(course.looks) for course in family), default=0)):
-            _look(family, number)
+            _look(family, number, level)
     return tuple(
         equal if course is None else course.settled or course.unsettled() for course in courses
     )
 
 
-def _look(family: Sequence[_Course], number: int) -> None:
+def _look(family: Sequence[_Course], number: int, level: float) -> None:
     """Settle what the look of that number can settle."""
     here = [course for course in family if course.reached(number)]
     shares: list[float] = []
@@ -262,5 +266,5 @@ def _look(family: Sequence[_Course], number: int) -> None:
         runs = course.looks[number].runs
         if held:
             course.settled = course.weighed(runs, Standing.SIGNIFICANT)
-        elif course.dismissed(runs):
+        elif course.dismissed(runs, level):
             course.settled = course.weighed(runs, Standing.DISMISSED)

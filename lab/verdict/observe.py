@@ -19,7 +19,7 @@ BOOT = "boot"
 
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
 # When machines of one repeat disagree, the later in this list stands.
-_RANK = (
+_ORDER = (
     CaseState.MISSING,
     CaseState.SKIPPED,
     CaseState.UNCOVERED,
@@ -29,6 +29,7 @@ _RANK = (
     CaseState.HUNG,
     CaseState.CRASHED,
 )
+_RANK = {state: rank for rank, state in enumerate(_ORDER)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,7 @@ def accelerator_name(trial: Trial) -> str:
 
 def _fold(answers: dict[int, Answer], repeat: int, answer: Answer) -> None:
     known = answers.get(repeat)
-    if known is None or _RANK.index(answer.state) > _RANK.index(known.state):
+    if known is None or _RANK[answer.state] > _RANK[known.state]:
         answers[repeat] = answer
 
 
