@@ -12,6 +12,7 @@ from pathlib import Path
 from lab import host
 from lab.arch import Arch
 from lab.model import encode
+from lab.source import git
 
 # Raise it when the same inputs would build another kernel than before.
 VERSION = 1
@@ -69,9 +70,7 @@ def stamp(git_dir: Path, commit: str) -> str:
 
     The base's commit on both sides: a patch that changes nothing gives the same image.
     """
-    seconds = host.run(
-        ["git", "--git-dir", git_dir, "show", "--no-patch", "--format=%ct", commit, "--"]
-    ).text
+    seconds = git(git_dir, "show", "--no-patch", "--format=%ct", commit, "--").text
     return time.strftime("%a %b %e %H:%M:%S UTC %Y", time.gmtime(int(seconds)))
 
 
