@@ -81,6 +81,7 @@ def git(
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
     check: bool = True,
+    cwd: Path | None = None,
     timeout_s: float = 300.0,
 ) -> host.Completed:
     """Run git on a repository of the lab's own."""
@@ -90,6 +91,7 @@ def git(
          "-c", "commit.gpgSign=false", "-c", "core.fsmonitor=false", *words],
         env={**OWN_GIT, "GIT_DIR": str(git_dir), **(env or {})},
         stdin=stdin,
+        cwd=cwd,
         check=check,
         leash=True,
         timeout_s=timeout_s,
