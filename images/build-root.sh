@@ -5,6 +5,7 @@
 # usage: build-root.sh WORK tmpfs|disk OUT HEADROOM_BYTES UUID MMDEBSTRAP-ARGUMENT...
 #   WORK   an empty folder; with "tmpfs" nothing of it ever reaches the disk
 #   OUT    a folder that gets root.ext4 and dpkg-status
+#   SOURCE_DATE_EPOCH must be set: no file is newer.
 # The MMDEBSTRAP-ARGUMENTs name WORK/root as the target.
 set -eu
 
@@ -26,9 +27,11 @@ rm -rf "$root"/var/log/*.log "$root"/var/log/apt "$root"/var/cache/ldconfig
 cp "$root/var/lib/dpkg/status" "$out/dpkg-status"
 
 echo "I: packing the file system"
-# Files, plus a twentieth and 32 MiB for the file system's own structures.
-used=$(du --summarize --block-size=1 "$root" | cut -f1)
-size=$(((used + used / 20 + 33554432 + headroom) / 1048576 * 1048576))
+find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec \
+	touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+# Blocks and inodes of all files, plus a twentieth and 32 MiB for the file system's own structures.
+used=$(find "$root" -printf '%s\n' | awk '{ n += int(($1 + 4095) / 4096) * 4 } END { print n }')
+size=$(((used + used / 20) * 1024 / 1048576 * 1048576 + 33554432 + headroom))
 truncate --size "$size" "$out/root.ext4"
 # No journal: trials run on throw-away overlays, and the root file system's own transactions
 # would only stand in the way of those under test.
