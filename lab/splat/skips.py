@@ -213,7 +213,9 @@ SLEEPING = _whole(
 
 # Giving up the processor where it must not be given up.
 SWITCHING = _whole(
-    r"_*schedule(?:_bug|_debug|_loop|_timeout\w*)?\w* preempt_schedule\w* io_schedule\w*"
+    r"""
+    _*schedule\w* preempt_schedule\w* io_schedule\w* msleep\w* usleep_range\w* do_nanosleep
+    """
 )
 
 # Who allocates for somebody else: a leak is charged to whoever asked for the object.
