@@ -23,7 +23,7 @@ from lab.patching import Applied, ApplyFailed, RawChange
 from lab.source import git
 from lab.store import Cache
 
-__all__ = ["Applied", "ApplyFailed", "Tree", "apply", "checkout", "freshen", "prefixes"]
+__all__ = ["Applied", "ApplyFailed", "Tree", "apply", "checkout", "prefixes"]
 
 MOUNT_POINT = "build"
 SOURCE_MTIME_S = 946_684_800  # 1 January 2000: older than every object
@@ -79,18 +79,6 @@ def prefixes(
     return tuple(
         _tree(source, patches[:count], step, cache, emit) for count, step in enumerate(steps)
     )
-
-
-def freshen(tree: Tree) -> None:
-    """Give the files that the patches changed the time of now.
-
-    To be called after objects of the base were copied and before `make`: the base may have been
-    built after this tree was written, and its objects would pass for newer than the patches.
-    """
-    for name in tree.changed:
-        path = tree.path / name
-        if path.is_file():
-            os.utime(path)
 
 
 def _tree(

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "model",
     "arch",
+    "diff",
     "series",
     "kconfig",
     "splat",
@@ -31,6 +32,7 @@ ORDER = (
     "store",
     "intake",
     "source",
+    "patching",
     "tree",
     "wire",
     "guest",
