@@ -1,9 +1,8 @@
-"""The lines of one report in; a `Splat` out: title, function, file, locks, fingerprint, soundness."""
+"""The lines of one report in; a `Splat` out: title, function, file, locks, fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,56 +23,52 @@ _NUMBERS = (
 )
 
 # What a report says near its opening that makes its kind more precise: (kinds it applies to,
-# pattern over the lines round the opening, the kind it becomes, title or "" to keep it).
-_REFINEMENTS: tuple[tuple[tuple[Kind, ...], re.Pattern[str], Kind, str], ...] = (
+# pattern over the lines round the opening, the kind it becomes, its title).
+_REFINEMENTS: tuple[tuple[frozenset[Kind], re.Pattern[str], Kind, str], ...] = (
     (
-        (Kind.WARNING,),
+        frozenset({Kind.WARNING}),
         re.compile(r"\brefcount_t: "),
         Kind.REFCOUNT,
         "WARNING: refcount bug in {function}",
     ),
     (
-        (Kind.WARNING,),
+        frozenset({Kind.WARNING}),
         re.compile(r"\bODEBUG: (?:\S+ )+(?:active|not available|object)|lib/debugobjects\.c:"),
         Kind.ODEBUG,
         "WARNING: ODEBUG bug in {function}",
     ),
     (
-        (Kind.WARNING,),
+        frozenset({Kind.WARNING}),
         re.compile(r"Bad or missing usercopy whitelist"),
         Kind.USERCOPY,
         "WARNING: bad usercopy in {function}",
     ),
     (
-        (Kind.WARNING,),
-        re.compile(
-            r"DEBUG_LOCKS_WARN_ON|kernel/locking/(?:lockdep|mutex|rwsem|rtmutex)\S*\.[ch]:\d+"
-        ),
+        frozenset({Kind.WARNING}),
+        re.compile(r"DEBUG_LOCKS_WARN_ON|kernel/locking/(?:lockdep|mutex|rwsem|rtmutex)\S*:\d+"),
         Kind.LOCKDEP_OTHER,
         "WARNING: locking bug in {function}",
     ),
     (
-        (Kind.WARNING,),
-        re.compile(r"WARNING: .*kobject|lib/kobject\.c:"),
+        frozenset({Kind.WARNING}),
+        re.compile(r"lib/kobject\.c:"),
         Kind.WARNING,
         "WARNING: kobject bug in {function}",
     ),
     (
-        (Kind.WARNING,),
-        re.compile(
-            r"mm/(?:slab_common|slab|slub|page_alloc)\.c:\d+ .*(?:kmalloc|__alloc_page|alloc_pages)"
-        ),
+        frozenset({Kind.WARNING}),
+        re.compile(r"mm/(?:slab|slub|page_alloc)\w*\.c:\d+ .*(?:kmalloc|alloc_page)"),
         Kind.WARNING,
         "WARNING: kmalloc bug in {function}",
     ),
     (
-        (Kind.BUG, Kind.WARNING),
+        frozenset({Kind.BUG, Kind.WARNING}),
         re.compile(r"list_(?:add|del)\w* (?:double add|corruption)|lib/list_debug\.c"),
         Kind.LIST_CORRUPTION,
         "BUG: corrupted list in {function}",
     ),
     (
-        (Kind.BUG,),
+        frozenset({Kind.BUG}),
         re.compile(r"usercopy: Kernel memory|mm/usercopy\.c"),
         Kind.USERCOPY,
         "BUG: bad usercopy in {function}",
@@ -189,7 +184,7 @@ def _guessed(texts: Sequence[str]) -> list[Frame]:
 
 
 _OTHER_STACK = re.compile(
-    r"\s*(?:(?:Allocated|Freed)(?: by task \d+)?:|Uninit was|Local variable|Last potentially related|"
+    r"\s*(?:(?:Allocated|Freed)(?: by task \d+)?:|Uninit was|Local variable|Last potentially|"
     r"page last |Memory state|Showing all locks|The buggy address|Preemption disabled at|"
     r"Sending NMI|NMI backtrace for cpu)"
 )
@@ -267,7 +262,7 @@ def _stalled(texts: Sequence[str], stack: list[Frame]) -> Frame | None:
 
 
 _NEW_STACK = re.compile(
-    r"^CPU: \d+ .*PID: |NMI backtrace for cpu|Sending NMI|kthread stack dump|^task:|^Task dump for CPU|"
+    r"^CPU: \d+ .*PID: |NMI backtrace for cpu|Sending NMI|kthread stack dump|^task:|^Task dump for|"
     r"^\S+ +[RDSI] .*\d+ +\d+ +\d+ +0x|stack backtrace:"
 )
 
@@ -306,11 +301,8 @@ def _interrupted(part: list[Frame]) -> tuple[list[Frame], bool]:
 
 
 _AT = re.compile(r"\bat: (?:\[<[0-9a-f]+>\] ?)*(?P<func>[A-Za-z_][\w.]*)(?=[+\s]|$)")
-_TAKES = re.compile(
-    r"is trying to|already holding|new dependency|takes:|usage\.?$|wrongly|is freeing memory|acquire"
-)
+_CHAIN_BEGINS = re.compile(r"existing dependency|stack backtrace")
 _SAFE = re.compile(r"which became \w+-irq-safe at")
-_HELD = re.compile(r"^ ?#\d+: |is freeing memory|lock held when|lock(?:s)? held")
 
 
 def _locking(form: Format, kind: Kind, texts: Sequence[str], stack: list[Frame]) -> str:

@@ -17,6 +17,7 @@ from lab.splat.lines import Line, dropped, parse
 _QUIET_LINES = 40
 # With caller ids, lines of others are not counted so strictly: they prove nothing.
 _FOREIGN_LINES = 400
+_FOREIGN_AFTER_END = 60
 _LONGEST = 1500  # lines of one report; a stall on many processors prints hundreds
 LOOK_BACK = 12  # lines before an opening that may belong to it
 
@@ -25,31 +26,51 @@ _BY_NEEDLE: dict[str, tuple[Format, ...]] = {
 }
 _ORDER: dict[int, int] = {id(row): place for place, row in enumerate(FORMATS)}
 
-# Lines that only ever stand inside a report.
+# What stands inside reports, one line of patterns for each source of it.
 _PART = re.compile(
-    r"\+0x[0-9a-f]+/0x[0-9a-f]+|\[inline\]|Call [Tt]race|[Bb]acktrace|^CPU: \d|^CPU#\d|Hardware name|"
-    r"Modules linked in|\bR[A-DS0-9][0-9XIP]: |\b[RE]SP: |\b[xX]\d{1,2} ?: |^Code: |^CR2: |\bCS: |^FS: |"
-    r"^D?R\d+: |</?(?:IRQ|TASK|NMI|EOI|SOFTIRQ|#?DF|EXCEPTION)|lock|Comm:|PID:|^=+$|^-{10,}$|^#\d|-> #|"
-    r"^ *\*\*\*|CPU\d+|Freed by|Allocated by|Memory state|^[ >]*[0-9a-f]{8,16}: |^(?: [0-9a-f]{2,16}){4,}|"
-    r"pstate|\bsp : |\blr : |\bpc : |^Oops|panic|^Kernel Offset|Rebooting in|Dumping ftrace|ftrace buffer|"
-    r"Stack:|^page:|flags: |raw: |page dumped|Mem-Info|belongs to the|located |buggy address|hardirq|softirq|"
-    r"irq event|stack dump|backtrace|Workqueue|task:|state:[A-Z]|\bjiffies|Showing|holding|stall|GPs|value changed|"
-    r"by task|by interrupt|Uninit|created at|origin|Reported by|unreferenced|hex dump|comm \"|\[<[0-9a-f]+>\]|"
-    r"PREEMPT|Tainted|tainted|mm/|kernel/|fs/|net/|drivers/|cut here|end trace|INFO:|trace |\.[chS]:\d+|Redzone|Object |Slab |Bytes b4"
+    r"\+0x[0-9a-f]+/0x[0-9a-f]+|\[inline\]|\.[chS]:\d+|\[<[0-9a-f]+>\]"  # frames
+    r"|Call [Tt]race|[Bb]acktrace|</?(?:IRQ|TASK|NMI|EOI|SOFTIRQ|#?DF|EXCEPTION)|[Ss]tack:"
+    r"|^CPU: \d|^CPU#\d|Hardware name|Modules linked in|Comm:|PID:|[Tt]ainted|Workqueue|PREEMPT"
+    r"|\bR[A-DS0-9][0-9XIP]: |\b[RE]SP: |^Code: |^CR2: |\bCS: |^FS: |^D?R\d+: "  # x86
+    r"|\b[xX]\d{1,2} ?: |pstate|\bsp : |\blr : |\bpc : "  # arm64
+    r"|lock|hardirq|softirq|irq event|^#\d|-> #|^ *\*\*\*|CPU\d+|holding"  # lockdep
+    r"|Freed by|Allocated by|Memory state|^[ >]*[0-9a-f]{8,16}: |^(?: [0-9a-f]{2,16}){4,}"
+    r"|belongs to the|located |buggy address|value changed|by task|by interrupt|Uninit|created at"
+    r"|origin|Reported by|unreferenced|hex dump|comm \""  # sanitizers
+    r"|^page:|flags: |raw: |page dumped|Mem-Info|Redzone|Object |Slab |Bytes b4"  # memory
+    r"|task:|state:[A-Z]|\bjiffies|Showing|stall|GPs|stack dump|trace "  # no progress
+    r"|^Oops|panic|^Kernel Offset|Rebooting in|ftrace|^=+$|^-{10,}$|cut here|INFO:"
+    r"|\b(?:mm|kernel|fs|net|drivers)/"
 )
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)|^Rebooting in |\[ end Kernel panic")
 # More than a second after the start, or a wall clock: a system is up.
 _RUNNING = re.compile(r"(?:<\d+>)?\[ *(?:[1-9]|\d{2,})\d*\.\d{6}\]|\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d")
 _RULE = re.compile(r"^\s*={20,}\s*$")
 _DECORATION = re.compile(
-    r"^\s*[=-]{6,}(?:\[ cut here \]-+)?\s*$|^\s*$|list_(?:add|del)(?:_\w+)?\.? |list_(?:add|del) corruption|"
-    r"^usercopy: |^refcount_t: |^kernel BUG|ODEBUG:|^\S*kobject"
+    r"^\s*[=-]{6,}(?:\[ cut here \]-+)?\s*$|^\s*$|list_(?:add|del)(?:_\w+)?\.? "
+    r"|list_(?:add|del) corruption|^usercopy: |^refcount_t: |^kernel BUG|ODEBUG:|^\S*kobject"
 )
 # Formats whose report is over at the second rule of "=====".
 _RULED = frozenset({Kind.KASAN, Kind.KFENCE, Kind.KCSAN, Kind.KMSAN, Kind.UBSAN})
 _REPEATED = frozenset({*_RULED, Kind.WARNING, Kind.LOCKDEP_OTHER})
-# An opening that a report of one of these kinds explains: it goes on rather than ends.
-_CONTINUATION = frozenset({Kind.PANIC})
+_FAULTS = frozenset({Kind.OOPS, Kind.GPF, Kind.NULL_DEREF, Kind.PAGE_FAULT})
+_OVERRUNS = frozenset({Kind.STACK_OVERFLOW, Kind.DOUBLE_FAULT})
+_ASSERTIONS = frozenset({Kind.BUG, Kind.LIST_CORRUPTION, Kind.RUST_PANIC, Kind.KASAN, Kind.KFENCE})
+# An opening of the second kind, so few lines after one of the first, belongs to the first report.
+_SENTENCES: tuple[tuple[frozenset[Kind], frozenset[Kind], int], ...] = (
+    (_ASSERTIONS | _FAULTS | _OVERRUNS, _FAULTS, 25),  # "kernel BUG at", then "invalid opcode"
+    (frozenset({Kind.RUST_PANIC}), frozenset({Kind.BUG}), 25),
+    (_OVERRUNS, _OVERRUNS, 25),
+    (frozenset({Kind.SLAB_CORRUPTION}), frozenset({Kind.SLAB_CORRUPTION}), 40),
+    (frozenset({Kind.VFS}), frozenset({Kind.WARNING}), 8),
+    (frozenset({Kind.RCU_STALL}), frozenset({Kind.RCU_STALL}), 4),
+    (STALLS, frozenset({Kind.WARNING}), 6),  # the reporter tripped before it printed a stack
+    (frozenset({Kind.KMEMLEAK}), frozenset({Kind.KMEMLEAK}), 3),
+    (frozenset({Kind.FS_CORRUPTION}), frozenset({Kind.FS_CORRUPTION, Kind.FS_ERROR}), _LONGEST),
+    (frozenset({Kind.FS_ERROR}), frozenset({Kind.FS_CORRUPTION, Kind.FS_ERROR}), _LONGEST),
+    (frozenset({Kind.IO_ERROR}), frozenset({Kind.IO_ERROR}), _LONGEST),
+    (frozenset({Kind.OOM}), frozenset({Kind.OOM}), _LONGEST),
+)
 
 
 @dataclass(slots=True)
@@ -132,10 +153,10 @@ class Detector:
             return self._boot(raw)
         found = opening(line.text)
         ended: list[Splat] = []
-        if found is not None and not self._continues(line, *found):
+        if found is not None and not self._continues(line, found[0]):
             ended += self._start(line, *found)
         else:
-            self._collect(line, raw)
+            self._collect(line, raw, part=found is not None)
         ended += self._close()
         self._recent.append((self._number, raw))
         return ended
@@ -146,70 +167,41 @@ class Detector:
                 return report
         return None
 
-    def _continues(self, line: Line, form: Format, match: re.Match[str]) -> bool:
+    def _continues(self, line: Line, form: Format) -> bool:
         """Is this opening only a further sentence of the report that is open?"""
         owner = self._owner(line)
-        if owner is None or (owner.whole and form.kind is not Kind.PANIC):
+        if owner is None:
             return False
         before, now = owner.format.kind, form.kind
-        if owner.format is form and before in (
-            Kind.FS_ERROR,
-            Kind.IO_ERROR,
-            Kind.FS_CORRUPTION,
-            Kind.OOM,
-        ):
-            return True
-        if now is Kind.PANIC:
+        if now is Kind.PANIC or before is Kind.PANIC:
+            # A panic is how another report ends; what follows a panic is news.
             return before is not Kind.PANIC
-        if before is Kind.PANIC:
+        if owner.whole:
             return False
-        distance = len(owner.lines) - owner.opening
         if now is before and now in _REPEATED:
             # A symboliser repeats the opening line once for each inlined function.
-            opening_text = owner.lines[owner.opening].text
-            return all(
-                each.text[:20] == opening_text[:20]
-                for each in (*owner.lines[owner.opening :], line)
-            )
-        if before in STALLS and now is Kind.WARNING:
-            # The reporter itself tripped, before it had printed any stack.
-            return distance < 6
-        oops = now in (Kind.OOPS, Kind.GPF, Kind.NULL_DEREF, Kind.PAGE_FAULT)
-        if before in (Kind.BUG, Kind.LIST_CORRUPTION, Kind.RUST_PANIC, Kind.KASAN):
-            if oops or (before is Kind.RUST_PANIC and now is Kind.BUG):
-                return distance < 25
-        if oops and before in (
-            Kind.NULL_DEREF,
-            Kind.PAGE_FAULT,
-            Kind.GPF,
-            Kind.OOPS,
-            Kind.STACK_OVERFLOW,
-            Kind.DOUBLE_FAULT,
-            Kind.KFENCE,
-        ):
-            return distance < 25
-        if now is Kind.DOUBLE_FAULT and before in (Kind.STACK_OVERFLOW, Kind.DOUBLE_FAULT):
-            return distance < 25
-        if now is Kind.STACK_OVERFLOW and before is Kind.STACK_OVERFLOW:
-            return True
-        if now is Kind.SLAB_CORRUPTION and before is Kind.SLAB_CORRUPTION:
-            return distance < 40
-        if now is Kind.WARNING and before is Kind.VFS:
-            return distance < 8
-        if now is Kind.KMEMLEAK and before is Kind.KMEMLEAK:
-            return match.group().startswith("unreferenced") and distance < 3
-        if now is Kind.OOM and before is Kind.OOM:
-            return True
-        return now is Kind.RCU_STALL and before is Kind.RCU_STALL and distance < 4
+            said = owner.lines[owner.opening].text[:20]
+            later = (*owner.lines[owner.opening :], line)
+            return all(each.text[:20] == said for each in later)
+        distance = len(owner.lines) - owner.opening
+        return any(
+            before in befores and now in nows and distance < within
+            for befores, nows, within in _SENTENCES
+        )
 
     def _start(self, line: Line, form: Format, match: re.Match[str]) -> list[Splat]:
         ended: list[Splat] = []
+        before = self._before(line)
         owner = self._owner(line)
         if owner is not None:
             # The same context begins another report: the former one is over.
             self._open.remove(owner)
+            while before and len(owner.lines) - 1 > owner.opening:
+                if owner.lines[-1].number < before[0].number:
+                    break
+                owner.lines.pop()
+            owner.last_part = min(owner.last_part, len(owner.lines) - 1)
             ended.append(judge_report(owner))
-        before = self._before(line)
         report = Report(
             format=form,
             match=match,
@@ -242,7 +234,7 @@ class Detector:
             kept.pop(0)
         return kept
 
-    def _collect(self, line: Line, raw: str) -> None:
+    def _collect(self, line: Line, raw: str, *, part: bool) -> None:
         owner = self._owner(line)
         if owner is None and line.text.startswith("NMI backtrace for cpu"):
             for report in self._open:
@@ -257,7 +249,7 @@ class Detector:
         if owner is None:
             return
         owner.lines.append(line)
-        if _PART.search(line.text):
+        if part or _PART.search(line.text):
             owner.last_part = len(owner.lines) - 1
         if "Kernel panic" in line.text or line.text.startswith(("Oops", "Internal error")):
             owner.fatal = True
@@ -276,10 +268,12 @@ class Detector:
         ended: list[Splat] = []
         for report in list(self._open):
             quiet = len(report.lines) - 1 - report.last_part
-            limit = 4 if report.whole else _QUIET_LINES
-            if form_is_line(report.format):
-                limit = 6
-            if quiet >= limit or report.foreign >= _FOREIGN_LINES or len(report.lines) >= _LONGEST:
+            limit, foreign = _QUIET_LINES, _FOREIGN_LINES
+            if report.whole:
+                limit, foreign = 4, _FOREIGN_AFTER_END
+            elif report.format.recipe is Recipe.NONE and not report.format.stack:
+                limit, foreign = 6, _FOREIGN_AFTER_END  # the opening line says it all
+            if quiet >= limit or report.foreign >= foreign or len(report.lines) >= _LONGEST:
                 self._open.remove(report)
                 ended.append(judge_report(report))
         return ended
@@ -307,11 +301,6 @@ class Detector:
                 )
             )
         return ended
-
-
-def form_is_line(form: Format) -> bool:
-    """Does the format consist of its opening line, more or less?"""
-    return form.recipe is Recipe.NONE and not form.stack
 
 
 def opening(text: str) -> tuple[Format, re.Match[str]] | None:

@@ -62,7 +62,8 @@ FORMATS: tuple[Format, ...] = (
     # --- sanitizers: mm/kasan/report.c, mm/kfence/report.c, kernel/kcsan, mm/kmsan, lib/ubsan.c
     _row(
         "KASAN:",
-        rf"BUG: KASAN: (?P<what>[a-z0-9-]+(?: or [a-z-]+)?)(?: on address .*?| in (?:(?:{_F}{_AT}.*|\S+)))(?: at addr .*)?$",
+        r"BUG: KASAN: (?P<what>[a-z0-9-]+(?: or [a-z-]+)?)"
+        rf"(?: on address .*?| in (?:(?:{_F}{_AT}.*|\S+)))(?: at addr .*)?$",
         Kind.KASAN,
         "KASAN: {what}{access} in {function}",
         Recipe.BANNER,
@@ -265,7 +266,8 @@ FORMATS: tuple[Format, ...] = (
     # --- lib/spinlock debug: kernel/locking/spinlock_debug.c
     _row(
         "BUG:",
-        r"BUG: (?P<what>(?:spinlock|rwlock|rwsem|rtmutex|mutex) [a-z -]+?)(?: on CPU| detected|[,!:]|$)",
+        r"BUG: (?P<what>(?:spinlock|rwlock|rwsem|rtmutex|mutex) [a-z -]+?)"
+        r"(?: on CPU| detected|[,!:]|$)",
         Kind.SPINLOCK_DEBUG,
         "BUG: {what} in {function}",
         Recipe.STACK,
@@ -419,7 +421,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "nable to handle",
-        r"[Uu]nable to handle (?:kernel (?:paging request|(?:execution of |access to |write to )?\S.*)|page fault|userspace)",
+        r"[Uu]nable to handle (?:kernel \S.*|page fault|userspace)",
         Kind.PAGE_FAULT,
         "BUG: unable to handle kernel paging request in {function}",
         Recipe.PC,
@@ -469,7 +471,7 @@ FORMATS: tuple[Format, ...] = (
     _row("int3:", r"(?:^|Oops: )int3: ", Kind.OOPS, "int3 in {function}", Recipe.PC),
     _row(
         "segment",
-        r"(?P<what>stack segment|segment not present|invalid TSS|coprocessor segment overrun): [0-9a-f]{4}",
+        r"(?P<what>stack segment|segment not present|coprocessor segment overrun): [0-9a-f]{4}",
         Kind.OOPS,
         "{what} fault in {function}",
         Recipe.PC,
@@ -625,7 +627,8 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "detected at",
-        r"XFS \([^)]*\): (?P<what>(?:Metadata )?(?:corruption|CRC error) detected) at (?P<function>\w+)",
+        r"XFS \([^)]*\): "
+        r"(?P<what>(?:Metadata )?(?:corruption|CRC error) detected) at (?P<function>\w+)",
         Kind.FS_CORRUPTION,
         "XFS: {what} in {function}",
         Recipe.BANNER,
@@ -771,7 +774,8 @@ FORMATS: tuple[Format, ...] = (
     # --- unwinder: arch/x86/kernel/unwind_frame.c
     _row(
         "WARNING: kernel stack",
-        r"WARNING: kernel stack (?P<what>regs|frame pointer) (?:at|in) .* has bad (?P<how>'\w+' )?value",
+        r"WARNING: kernel stack (?P<what>regs|frame pointer) (?:at|in) .* "
+        r"has bad (?P<how>'\w+' )?value",
         Kind.UNWINDER,
         "WARNING: kernel stack {what} has bad {how}value",
         Recipe.NONE,

@@ -1,4 +1,4 @@
-"""Console logs as files in, their splats out; and the JSON and the text that a person or CI reads."""
+"""Console logs as files in, their splats out; JSON and terminal text for those who read them."""
 
 from __future__ import annotations
 
