@@ -48,7 +48,7 @@ def take(origin: str, *, repository: Path | None, cache: Cache, emit: Emit) -> S
 def _take(origin: str, repository: Path, cache: Cache) -> Series:
     path = Path(origin).expanduser()
     try:
-        is_directory, is_file = path.is_dir(), path.is_file()
+        is_directory, is_file = bool(origin) and path.is_dir(), path.is_file()
     except (OSError, ValueError):  # a name too long, or with a NUL, is no path
         is_directory = is_file = False
     if is_directory:
