@@ -137,7 +137,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
 
 
 def _bench(tree: Tree, inputs: Inputs, row: Arch, cache: Cache, emit: Emit) -> Bench:
-    kind = sandbox.wall(cache.sub("wall"))
+    kind = sandbox.wall(cache)
     if kind != "bwrap":
         emit(
             Event(

@@ -15,6 +15,7 @@ from pathlib import Path
 from lab import host
 from lab.build.diagnostics import Places
 from lab.model import LabError
+from lab.store import Cache
 
 # What a toolchain may live in. Homes, /run, /var and the lab's own folders stay out of sight.
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix", "gnu")
@@ -90,20 +91,19 @@ def visible_folders(tools: Sequence[Path]) -> tuple[Path, ...]:
 
 
 @functools.cache
-def wall(scratch: Path) -> str:
-    """ "bwrap" if bubblewrap really runs a process here, else "none: <reason>".
+def wall(cache: Cache) -> str:
+    """How builds are walled in on this host: "bwrap", or "none: <reason>".
 
-    `scratch` is a folder of the lab's; a binary that is installed proves nothing, for containers
-    and hardened hosts forbid user namespaces.
+    Tried, not looked up: containers and hardened hosts forbid user namespaces to a bwrap that is
+    installed.
     """
-    source, objects, ccache = (scratch / name for name in ("source", OBJECTS, "ccache"))
-    for folder in (source / OBJECTS, objects, ccache):
-        folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(kind="bwrap", source=source, objects=objects, ccache=ccache)
-    argv = bench.make(["--version"], {"PATH": os.defpath})
-    try:
-        host.run(argv, timeout_s=30, leash=True)
-    except LabError as error:
-        reason = error.message.strip().splitlines()[-1]
-        return f"none: {reason}"
+    with cache.staging() as scratch:
+        source, objects, ccache = (scratch / name for name in ("source", OBJECTS, "ccache"))
+        for folder in (source / OBJECTS, objects, ccache):
+            folder.mkdir(parents=True)
+        bench = Bench(kind="bwrap", source=source, objects=objects, ccache=ccache)
+        try:
+            host.run(bench.make(["--version"], {"PATH": os.defpath}), timeout_s=30, leash=True)
+        except LabError as error:
+            return f"none: {error.message.strip().splitlines()[-1]}"
     return "bwrap"
