@@ -480,9 +480,14 @@ def entry(argv: list[str]) -> int:
         return _INTERRUPTED
     except BaseExceptionGroup as group:
         host.abort()
-        return _explain(_first(group))
+        return explain_group(group)
     except LabError as error:
         return _explain(error)
+
+
+def explain_group(group: BaseExceptionGroup[BaseException]) -> int:
+    """The exit code of tasks that failed together, after one message."""
+    return _explain(_first(group))
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

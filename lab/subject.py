@@ -74,6 +74,7 @@ class Plan:
 
 def take(request: Request, cache: Cache, emit: Emit) -> Subject:
     """Series, source and both trees. Raises `UserError` if the series does not apply."""
+    check_tools(request.config)
     repository = request.repository
     name = request.config.kernel
     if repository is None and name and not name.startswith("debian:"):
@@ -89,6 +90,13 @@ def take(request: Request, cache: Cache, emit: Emit) -> Subject:
     return Subject(series=series, source=kernel, base=base, patched=patched)
 
 
+def check_tools(config: Config) -> None:
+    """Raises `UserError` for a missing program: better now than after minutes of compiling."""
+    for name in config.arch:
+        for needed in (arch_row(name).qemu, *_NEEDED_TOOLS):
+            host.tool(needed)
+
+
 def make_plan(subject: Subject, config: Config) -> Plan:
     """Suites, cases and fragments. Raises `UserError` for names that nobody knows."""
     names = config.suites or subject.series.suites or DEFAULT_SUITES
@@ -96,10 +104,6 @@ def make_plan(subject: Subject, config: Config) -> Plan:
     options = suite_options(config)
     cases = tuple(case for suite in suites for case in suite.plan(options))
     archs = tuple(arch_row(name).name for name in config.arch)
-    for name in archs:
-        # Better now than after twenty minutes of compiling.
-        for needed in (arch_row(name).qemu, *_NEEDED_TOOLS):
-            host.tool(needed)
     own = own_fragments(config)
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]] = {}
     for name in archs:
