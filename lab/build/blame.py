@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from lab.model import BuildFailure, Kernel, LabFault
-
-if TYPE_CHECKING:
-    from lab.tree import Tree
+from lab.tree import Tree
 
 
 def first_broken(trees: Sequence[Tree], probe: Callable[[Tree], BuildFailure | Kernel]) -> int:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from lab import host, kconfig
 from lab.arch import Arch
@@ -45,9 +45,7 @@ from lab.store import (
     sha256_file,
     write_atomically,
 )
-
-if TYPE_CHECKING:
-    from lab.tree import Tree
+from lab.tree import Tree
 
 T = TypeVar("T")
 
