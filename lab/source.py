@@ -53,6 +53,7 @@ _SOURCE_JSON = "source.json"
 _INSTALLED = Path("/usr/src")
 _TARBALL = re.compile(r".*\.(tar(\.(xz|gz|bz2|zst|lzma))?|tgz|txz|deb)")
 _DEBIAN = re.compile(r"debian:(\d+\.\d+)(?:=([A-Za-z0-9.+~:-]+))?")
+_PARTIAL = r"^(extensions\.partialclone|remote\..*\.promisor)$"
 _DOWNLOAD_TIMEOUT_S = 3600.0
 _IMPORT_TIMEOUT_S = 1800.0
 
@@ -308,7 +309,7 @@ def _commit_files(files: Path, repo: Path, message: str) -> tuple[str, str]:
 def _directory_and_ref(name: str) -> tuple[Path, str] | None:
     """DIR@REF taken apart; both may hold an `@`, so the longest directory that exists wins."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path, "HEAD"
     cuts = [at for at, char in enumerate(name) if char == "@"]
     for at in reversed(cuts):
@@ -342,7 +343,7 @@ def _git_directory(name: str, directory: Path, ref: str, cache: Cache) -> Source
     common, bare = Path(words[0]), words[1] == "true"
     if not bare and (len(words) < 3 or Path(words[2]).resolve() != directory.resolve()):
         raise UserError(f"{directory} is a part of the repository {words[2:]}", hint=FORMS)
-    if _ask(directory, "config", "--get", "extensions.partialClone").text.strip():
+    if _ask(directory, "config", "--get-regexp", _PARTIAL).text.strip():
         raise UserError(
             f"{directory} is a partial clone: objects that it lacks cannot be borrowed",
             hint="git fetch --refetch --filter=blob:limit=1t completes it, or use a tarball",
