@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from lab.model import (
     CaseResult,
@@ -46,6 +47,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         loader=FileSystemLoader(_HERE),
         undefined=StrictUndefined,
         autoescape=True,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -92,6 +94,11 @@ def _clean(text: str, limit: int = _TEXT_CHARS) -> str:
     return text if len(text) <= limit else f"{text[:limit]}\n[... {len(text) - limit} more]"
 
 
+def _finalize(value: object) -> object:
+    """Every expression of the template passes here: none can forget to be cleaned."""
+    return _clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _number(value: float) -> str:
     """Three significant digits or whole thousands: "0.0123", "4.56", "21 400"."""
     if abs(value) >= 1000:
@@ -133,8 +140,11 @@ class _Links:
         if self.folder is None:
             return None
         folder = self.folder.resolve()
-        target = (folder / path).resolve()
-        return target if target.is_relative_to(folder) and target.is_file() else None
+        try:
+            target = (folder / path).resolve()
+            return target if target.is_relative_to(folder) and target.is_file() else None
+        except (OSError, ValueError):  # too long, or with a NUL: no name of a file of ours
+            return None
 
 
 # --- what the template shows -------------------------------------------------------------------
@@ -184,7 +194,7 @@ def _tiles(record: RunRecord) -> list[_Tile]:
     tiles.append(
         _Tile(
             value=str(len(record.trials)),
-            label="machines booted",
+            label="machines started",
             detail=", ".join(_accelerators(record)) or "none",
         )
     )

@@ -115,14 +115,15 @@ def _item(console: Console, *parts: str | tuple[str, str], indent: int = 2) -> N
 
 
 def _grid(console: Console, rows: Sequence[Sequence[str | tuple[str, str]]], indent: int) -> None:
-    """Columns as wide as they must be; the first row is the heading."""
+    """Columns as wide as they must be, closer together if need be; the first row is the heading."""
     cells = [[Text(*((cell, "") if isinstance(cell, str) else cell)) for cell in r] for r in rows]
     widths = [max(cell.cell_len for cell in column) for column in zip(*cells, strict=True)]
+    gap = 2 if indent + sum(widths) + 2 * (len(widths) - 1) <= console.width else 1
     for number, row in enumerate(cells):
         line = Text(" " * indent)
         for cell, width in zip(row, widths, strict=True):
             line.append_text(cell)
-            line.append(" " * (width - cell.cell_len + 2))
+            line.append(" " * (width - cell.cell_len + gap))
         line.rstrip()
         if number == 0:
             line.stylize("dim")
@@ -130,7 +131,7 @@ def _grid(console: Console, rows: Sequence[Sequence[str | tuple[str, str]]], ind
 
 
 def _matrix(record: RunRecord, console: Console) -> None:
-    rows: list[list[str | tuple[str, str]]] = [["arch", "side", "build", "boot", "cases", "splats"]]
+    rows: list[list[str | tuple[str, str]]] = [["arch", "side", "build", "boot", "splats", "cases"]]
     for row in view.matrix(record):
         built = "red" if row.failure else ("yellow" if row.kernel is None else "")
         boots = "" if row.boots == row.boots_tried else "yellow"
@@ -142,8 +143,8 @@ def _matrix(record: RunRecord, console: Console) -> None:
                 str(row.side),
                 (row.build, built),
                 (row.boot, boots),
-                (row.cases, passed),
                 (str(row.splats) if row.boots_tried else "-", "red" if row.splats else ""),
+                (row.cases, passed),
             ]
         )
     _grid(console, rows, 0)
@@ -277,13 +278,14 @@ def _ending(record: RunRecord, folder: Path, console: Console) -> None:
     parts = [f"make {view.span(timing.make_s)}", f"guests {view.span(timing.guest_s)}"]
     parts += [f"set-up {view.span(timing.setup_s)}"] if timing.setup_s else []
     parts.append(f"the lab itself {view.span(timing.other_s)} ({view.own_share(record):.1%})")
-    machines = len(record.trials)
+    started = len(record.trials)
+    machines = "1 machine" if started == 1 else f"{started} machines"
     accelerators = sorted({trial.accelerator.name for trial in record.trials})
     how = f", {' and '.join(accelerators)}" if accelerators else ""
     console.print()
     _item(
         console,
-        f"{view.span(timing.wall_s)} in all: {', '.join(parts)}; {machines} machines{how}",
+        f"{view.span(timing.wall_s)} in all: {', '.join(parts)}; {machines}{how}",
         indent=0,
     )
     for name, path in (
@@ -352,13 +354,13 @@ def splats(found: Mapping[Path, Sequence[Splat]], console: Console) -> None:
         if not reports:
             console.print(Text(f"{path}: no problem report"), soft_wrap=True)
         for splat in reports:
-            torn = f"  (torn: {splat.corrupted})" if splat.corrupted else ""
-            where = f"  {splat.file}" if splat.file else ""
+            torn = f"  (torn: {printable(splat.corrupted)})" if splat.corrupted else ""
+            where = f"  {printable(splat.file)}" if splat.file else ""
             console.print(
                 Text.assemble(
                     f"{path}:{splat.first_line}: ",
                     (printable(splat.title), "bold red" if splat.fatal else "bold"),
-                    (f"  [{splat.kind}]{printable(where)}{printable(torn)}", "dim"),
+                    (f"  [{printable(splat.kind)}]{where}{torn}", "dim"),
                 ),
                 soft_wrap=True,
             )

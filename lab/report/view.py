@@ -112,7 +112,7 @@ class Row:
             return "not built"
         if not self.kernel.make_ran:
             return "cached"
-        return f"{span(self.kernel.build_s)}, {self.kernel.compiled} objs"
+        return f"{span(self.kernel.build_s)}, {self.kernel.compiled} .o"
 
     @property
     def boot(self) -> str:

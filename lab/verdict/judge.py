@@ -27,8 +27,7 @@ from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
 from lab.verdict.observe import BOOT, Observed, SplatSeen, observe, tally
 
-# Boots that fail this often in a row on one side alone, or results that get lost this often in a
-# row, are not tried again: more of the same would say nothing new.
+# Boots that fail, or results that get lost, this often in a row are not tried again.
 IN_A_ROW = 3
 
 
@@ -347,7 +346,7 @@ def _judge_boots(arch: _Arch, docket: _Docket) -> None:
                 title=f"the patched kernel does not boot: it {how}"
                 if not any(patched)
                 else f"the patched kernel does not always boot: it {how}",
-                detail=counts,
+                detail="; ".join((counts, *_last_words(arch))),
                 arch=arch.name,
             )
         )
@@ -355,6 +354,16 @@ def _judge_boots(arch: _Arch, docket: _Docket) -> None:
         docket.doubts.append(f"{arch.name}: {counts}")
     elif not all(base) or not all(patched):
         docket.notes.append(f"{arch.name}: {counts}")
+
+
+def _last_words(arch: _Arch) -> tuple[str, ...]:
+    """What patched kernels alone say outside of any case, most often first; at most one."""
+    said = [
+        (len(seen.seen[Side.PATCHED]), seen.splat.title)
+        for seen in arch.observed.splats.values()
+        if BOOT in seen.cases and not seen.seen[Side.BASE]
+    ]
+    return (max(said)[1],) if said else ()
 
 
 def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> None:

@@ -1,0 +1,574 @@
+"""Reports: every story through every renderer, and guests that print what they should not."""
+
+from __future__ import annotations
+
+import html as html_escapes
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
+from rich.console import Console
+
+from lab import host, model
+from lab.model import CaseState, Event, EventKind, Outcome, RunRecord, Side, Splat
+from lab.report import html, junit, progress, terminal, view
+from tests import records
+
+GOLDEN = Path(__file__).parent / "data/report"
+FOLDER = Path("/runs/20260314-092653-7f3a")
+EVIL = (
+    "\"'><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)>&amp; "
+    "[red]\x1b[31m\x00"
+)
+LONG = "x" * 5000
+
+
+def hostile() -> RunRecord:
+    """A guest, a compiler and a mail that all print markup, escapes and endless lines."""
+    splat = replace(
+        records.UAF, title=EVIL, function=EVIL, file=EVIL, text=f"{EVIL}\n{LONG}\n" * 40, kind=EVIL
+    )
+    name = f"suite/{EVIL}/{LONG[:300]}"
+    result = replace(records.failed(name, EVIL + LONG, splats=(splat,)), log="cases/evil.log")
+    warning = replace(records.UNUSED, file=EVIL, message=EVIL + LONG, text=EVIL + LONG)
+    record = records.run(
+        records.well,
+        records.failing(name, result),
+        kernels=(records.kernel(Side.BASE), records.kernel(Side.PATCHED, warnings=(warning,))),
+        cases=(name, *records.CASES),
+        patch_names=(EVIL, LONG),
+        series_title=EVIL,
+        series_origin=EVIL,
+        command=("lab", EVIL),
+        host={EVIL: EVIL},
+        tools={EVIL: EVIL},
+    )
+    trials = tuple(replace(trial, note=EVIL + LONG) for trial in record.trials)
+    return replace(record, trials=trials)
+
+
+STORIES = {**records.STORIES, "hostile": hostile}
+
+
+@pytest.fixture(params=STORIES)
+def story(request: pytest.FixtureRequest) -> tuple[str, RunRecord]:
+    return request.param, STORIES[request.param]()
+
+
+def on_disk(record: RunRecord, folder: Path) -> Path:
+    """The run's folder with consoles and logs, as a campaign leaves it."""
+    for trial in record.trials:
+        here = folder / "trials" / trial.id
+        here.mkdir(parents=True, exist_ok=True)
+        (here / trial.console).write_text(f"[    0.000000] Linux version\n{EVIL}\n")
+        for result in trial.results:
+            if result.log and result.log.isprintable() and len(result.log) < 200:
+                (here / result.log).parent.mkdir(exist_ok=True)
+                (here / result.log).write_text(f"{EVIL}\n{LONG}\n" * 5)
+    return folder
+
+
+# --- HTML --------------------------------------------------------------------------------------
+
+VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """A parser that insists on balance and remembers what could reach outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.styles = ""
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> has an attribute twice: {names}"
+        for name, value in attrs:
+            if name in ("href", "src", "srcset", "action", "data", "poster", "xlink:href"):
+                self.links.append(value or "")
+            if name == "style":
+                self.styles += value or ""
+            if name.startswith("on"):
+                self.handlers.append(name)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> inside {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles += data
+        else:
+            self.text += data
+
+
+def test_page_is_whole_and_reaches_nowhere(story: tuple[str, RunRecord], tmp_path: Path) -> None:
+    _, record = story
+    for folder in (None, on_disk(record, tmp_path)):
+        text = html.page(record, folder)
+        page = Page(text)
+        assert not page.tags & {"script", "iframe", "object", "embed", "img", "form", "base"}
+        assert not page.handlers
+        for link in page.links:
+            assert link == "data:," or (folder is not None and (folder / unquote(link)).is_file())
+        for outside in ("url(", "@import", "//"):
+            assert outside not in page.styles
+        assert text.startswith("<!DOCTYPE html>")
+        assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
+        assert len(text) < 2_000_000
+
+
+def test_page_says_the_verdict_first(story: tuple[str, RunRecord]) -> None:
+    name, record = story
+    page = Page(html.page(record, None))
+    if name != "hostile":
+        said = record.verdict.sentence.replace(f": {html._label(record)}: ", ": ", 1)
+        assert said in page.text
+        assert page.text.index(said) < page.text.index("Builds and boots")
+        for case in record.verdict.cases:
+            assert case.name in page.text
+        for reason in record.verdict.reasons:
+            assert reason in page.text
+        for patch in record.manifest.patch_names:
+            assert patch in page.text
+
+
+def test_page_shows_what_guests_print_as_text(tmp_path: Path) -> None:
+    record = hostile()
+    text = html.page(record, on_disk(record, tmp_path))
+    assert "<script" not in text
+    assert "<img" not in text
+    assert html_escapes.escape("<script>alert(1)</script>") in text
+    assert "<script>alert(1)</script>" in Page(text).text
+
+
+def test_page_links_only_into_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    record = records.corrupting()
+    secret = tmp_path / "secret"
+    secret.write_text("not for the page")
+    trials = tuple(
+        replace(
+            trial,
+            console="../../../secret",
+            results=tuple(replace(r, log="../../../secret") for r in trial.results),
+        )
+        for trial in record.trials
+    )
+    on_disk(records.corrupting(), run)
+    text = html.page(replace(record, trials=trials), run)
+    assert "not for the page" not in text
+    assert Page(text).links == ["data:,"]
+
+
+def test_page_shows_the_end_of_a_log_and_links_it(tmp_path: Path) -> None:
+    record = records.corrupting()
+    on_disk(record, tmp_path)
+    log = next(
+        tmp_path / "trials" / t.id / r.log
+        for t in record.trials
+        for r in t.results
+        if r.state is CaseState.FAILED
+    )
+    log.write_text("early\n" + "middle\n" * 5000 + "generation 4, expected 5\n")
+    page = Page(html.page(record, tmp_path))
+    assert "generation 4, expected 5\n" in page.text
+    assert "early\n" not in page.text
+    assert str(log.relative_to(tmp_path)) in page.links
+
+
+# --- in a real browser -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chromium:
+    """A browser with a profile of its own, offline."""
+
+    folder: Path
+
+    def run(self, *arguments: str) -> host.Completed:
+        return host.run(
+            [
+                "chromium",
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--hide-scrollbars",
+                f"--user-data-dir={self.folder / 'profile'}",
+                *arguments,
+            ],
+            timeout_s=100,
+            leash=True,
+        )
+
+    def width_needed(self, text: str, width: int) -> int:
+        """How wide the page gets in a frame of that width; more means that it scrolls sideways."""
+        frame = self.folder / "frame.html"
+        frame.write_text(
+            f"<iframe id=f width={width} height=900 style='border:0' "
+            f'srcdoc="{html_escapes.escape(text)}"></iframe><script>onload = () => {{'
+            "const page = document.getElementById('f').contentDocument;"
+            "page.querySelectorAll('details').forEach(d => d.open = true);"
+            "document.title = 'needs ' + page.documentElement.scrollWidth;}</script>"
+        )
+        dom = self.run("--dump-dom", frame.as_uri()).text
+        found = re.search(r"<title>needs (\d+)</title>", dom)
+        assert found, dom[:300]
+        return int(found[1])
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[Chromium]:
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    yield Chromium(folder=tmp_path)
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("name", ["use-after-free", "flaky", "hostile"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_sticks_out_in_a_browser(chromium: Chromium, name: str, width: int) -> None:
+    text = html.page(STORIES[name](), on_disk(STORIES[name](), chromium.folder / "run"))
+    assert chromium.width_needed(text, width) == width
+
+
+@pytest.mark.fake
+def test_a_page_that_sticks_out_is_noticed(chromium: Chromium) -> None:
+    wide = "<!DOCTYPE html><body><div style='width:900px'>wide</div>"
+    assert chromium.width_needed(wide, 375) > 375
+
+
+@pytest.mark.fake
+def test_light_and_dark_differ_in_a_browser(chromium: Chromium) -> None:
+    (chromium.folder / "page.html").write_text(html.page(records.corrupting(), None))
+    pictures = []
+    for scheme in ("0", "1"):
+        picture = chromium.folder / f"{scheme}.png"
+        chromium.run(
+            f"--blink-settings=preferredColorScheme={scheme}",
+            "--window-size=1280,900",
+            f"--screenshot={picture}",
+            (chromium.folder / "page.html").as_uri(),
+        )
+        pictures.append(picture.read_bytes())
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert pictures[0] != pictures[1]
+
+
+# --- terminal ----------------------------------------------------------------------------------
+
+
+def printed(record: RunRecord, width: int = 80, colour: bool = False) -> str:
+    out = io.StringIO()
+    console = Console(
+        file=out, width=width, force_terminal=colour, color_system="standard" if colour else None
+    )
+    terminal.summary(record, FOLDER, console)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", records.STORIES)
+def test_terminal_summary_is_as_approved(name: str) -> None:
+    """To approve a change: LAB_APPROVE=1 pytest tests/test_report.py, then read the diff."""
+    text = printed(records.STORIES[name]())
+    golden = GOLDEN / f"terminal-{name}.txt"
+    if os.environ.get("LAB_APPROVE"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_terminal_reads_well_at_80_columns_and_through_a_pipe(
+    story: tuple[str, RunRecord],
+) -> None:
+    name, record = story
+    text = printed(record)
+    lines = text.splitlines()
+    assert lines[1].startswith(str(record.verdict.outcome).upper().replace("-", " "))
+    assert "\x1b" not in text
+    assert "\x00" not in text
+    assert not [line for line in lines if line != line.rstrip()]
+    if name != "hostile":
+        assert not [line for line in lines if len(line) > 80 and "/" not in line]
+    assert (
+        lines[-1] == f"exit   {int(view.EXIT[record.verdict.outcome])} ({record.verdict.outcome})"
+    )
+    assert f"report {FOLDER}/report.html" in lines
+
+
+def test_terminal_colours_only_for_a_terminal() -> None:
+    assert "\x1b[1;31mREGRESSED" in printed(records.corrupting(), colour=True)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed(records.corrupting(), colour=True))
+    assert plain == printed(records.corrupting())
+
+
+def test_terminal_takes_markup_as_text() -> None:
+    assert "[red]" in printed(hostile(), width=200)
+
+
+def output(width: int = 100) -> tuple[io.StringIO, Console]:
+    out = io.StringIO()
+    return out, Console(file=out, width=width)
+
+
+def test_terminal_lists_builds() -> None:
+    broken = records.unbuildable().failures[0]
+    out, console = output()
+    cached = replace(records.kernel(Side.BASE), make_ran=False)
+    terminal.builds((cached, records.kernel(Side.PATCHED), broken), console)
+    assert "x86_64 base: 6.1.192-lab, from the cache" in out.getvalue()
+    assert "built in 41 s, 96 objects compiled" in out.getvalue()
+    assert f"does not build from patch {records.PATCHES[1]} on" in out.getvalue()
+    assert "log: /cache/builds/dead01/make.log" in out.getvalue()
+
+
+def test_terminal_lists_images() -> None:
+    out, console = output()
+    terminal.images([records.image()], console)
+    assert "432 MiB" in out.getvalue()
+    out, console = output()
+    terminal.images([records.image()], console, as_json=True)
+    assert json.loads(out.getvalue())[0]["packages"] == 98
+    out, console = output()
+    terminal.images([], console)
+    assert "lab image build" in out.getvalue()
+
+
+def test_terminal_lists_splats_by_file() -> None:
+    out, console = output()
+    torn = replace(records.WARNING, corrupted="cut off")
+    terminal.splats({Path("a.log"): [records.UAF, torn], Path("b.log"): []}, console)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == (
+        "a.log:812: KASAN: slab-use-after-free Read in filemap_fault  [kasan]  mm/filemap.c"
+    )
+    assert "(torn: cut off)" in lines[1]
+    assert lines[2] == "b.log: no problem report"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    name: str
+    health: str
+    found: str
+    hint: str = ""
+
+
+def test_terminal_lists_checks_and_the_way_out() -> None:
+    out, console = output()
+    done = (
+        Checked(name="git", health="ok", found="2.39.5", hint="not shown"),
+        Checked(
+            name="bwrap", health="missing", found="not here", hint="apt-get install bubblewrap"
+        ),
+    )
+    terminal.checks(done, console)
+    assert out.getvalue().splitlines() == [
+        "ok      git    2.39.5",
+        "missing bwrap  not here",
+        "        apt-get install bubblewrap",
+    ]
+
+
+def test_terminal_sums_what_was_removed() -> None:
+    out, console = output()
+    terminal.removed({"/cache/builds/a": 3 << 30, "/cache/trees/b": 1 << 30}, console, dry_run=True)
+    assert "4.00 GiB would be freed" in out.getvalue()
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+def event(kind: EventKind, text: str = "", fraction: float | None = None) -> Event:
+    return Event(kind=kind, step="build base x86_64", text=text, fraction=fraction)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_plain_progress_is_a_line_for_each_start_and_end() -> None:
+    out, clock = io.StringIO(), Clock()
+    with progress.PlainProgress(out, clock) as shown:
+        shown.emit(event(EventKind.STARTED))
+        for second in range(70):
+            clock.now = 100.0 + second
+            shown.emit(event(EventKind.PROGRESS, "CC mm/memory.o", second / 100))
+        shown.emit(event(EventKind.WARNING, f"odd \x1b[2J{EVIL}"))
+        clock.now = 175.0
+        shown.emit(event(EventKind.DONE, "2431 objects"))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "  0:00  build base x86_64: started"
+    assert lines[1] == "  0:30  build base x86_64: 30% CC mm/memory.o"
+    assert lines[2] == "  1:00  build base x86_64: 60% CC mm/memory.o"
+    assert lines[3].startswith("  1:09  build base x86_64: warning: odd")
+    assert lines[4] == "  1:15  build base x86_64: 2431 objects (1 min 15 s)"
+    assert "\x1b" not in out.getvalue()
+
+
+def test_live_progress_leaves_the_finished_steps() -> None:
+    out = io.StringIO()
+    shown = progress.progress(quiet=False, stream=out, live=True)
+    with shown:
+        shown.emit(event(EventKind.STARTED))
+        shown.emit(event(EventKind.PROGRESS, "[bold]CC mm/memory.o", 0.5))
+        shown.emit(event(EventKind.NOTE, "seeded from the base"))
+        shown.emit(event(EventKind.DONE, "2431 objects"))
+        shown.emit(event(EventKind.DONE, "from the cache"))  # a step that never started
+    text = out.getvalue()
+    assert "✓ build base x86_64  2431 objects" in text
+    assert "✓ build base x86_64  from the cache" in text
+    assert "• build base x86_64: seeded from the base" in text
+
+
+def test_quiet_still_warns() -> None:
+    out = io.StringIO()
+    with progress.progress(quiet=True, stream=out) as shown:
+        for kind in EventKind:
+            shown.emit(event(kind, "text"))
+    assert out.getvalue() == "warning: text\n"
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    assert isinstance(progress.progress(quiet=False, stream=io.StringIO()), progress.PlainProgress)
+
+
+# --- JUnit and JSON ----------------------------------------------------------------------------
+
+
+def junit_cases(record: RunRecord) -> dict[str, TestCase]:
+    document = JUnitXml.fromstring(junit.xml(record))
+    return {f"{case.classname}.{case.name}": case for suite in document for case in suite}
+
+
+def kinds(case: TestCase) -> list[type]:
+    return [type(result) for result in case.result]
+
+
+def test_junit_is_green_only_for_a_clean_run(story: tuple[str, RunRecord]) -> None:
+    _, record = story
+    document = JUnitXml.fromstring(junit.xml(record))
+    assert (document.failures + document.errors == 0) == (record.verdict.outcome is Outcome.CLEAN)
+    assert document.tests == sum(1 for suite in document for _ in suite)
+    assert document.failures == sum(suite.failures for suite in document)
+
+
+def test_junit_names_every_planned_case_once(story: tuple[str, RunRecord]) -> None:
+    _, record = story
+    document = JUnitXml.fromstring(junit.xml(record))
+    for arch in record.manifest.archs:
+        (suite,) = [suite for suite in document if suite.name == arch]
+        assert len(list(suite)) == len(record.verdict.cases)
+
+
+def test_junit_says_how_cases_compare() -> None:
+    cases = junit_cases(records.corrupting())
+    broken = cases["x86_64.lockdep.faultstress.ext4.truncate"]
+    assert kinds(broken) == [Failure]
+    assert "generation 4, expected 5" in broken.result[0].text
+    assert kinds(cases["x86_64.lockdep.boot.smoke"]) == []
+    assert kinds(cases["lab.verdict"]) == [Failure]
+
+    cases = junit_cases(records.flaky())
+    known = cases["x86_64.lockdep.faultstress.xfs.munmap"]
+    assert kinds(known) == [Skipped]
+    assert "fails on the base too" in known.result[0].message
+    assert kinds(cases["x86_64.lockdep.faultstress.ext4.mprotect"]) == [Skipped]
+
+    cases = junit_cases(records.suspicious())
+    assert kinds(cases["x86_64.lockdep.faultstress.tmpfs.truncate"]) == [Error]
+    assert kinds(cases["lab.verdict"]) == [Error]
+
+
+def test_junit_has_findings_that_are_no_cases() -> None:
+    cases = junit_cases(records.unbuildable())
+    (name,) = [name for name in cases if name.startswith("x86_64.build.")]
+    assert kinds(cases[name]) == [Failure]
+    assert records.PATCHES[1] in cases[name].result[0].text
+
+
+def test_junit_is_xml_whatever_a_guest_prints() -> None:
+    raw = junit.xml(hostile())
+    assert b"<script" not in raw
+    assert b"\x1b" not in raw
+    assert b"\x00" not in raw
+
+
+def test_record_round_trips_through_json(story: tuple[str, RunRecord]) -> None:
+    _, record = story
+    assert model.decode(model.encode(record), RunRecord) == record
+
+
+# --- view --------------------------------------------------------------------------------------
+
+
+def test_metrics_of_failed_results_do_not_count() -> None:
+    case = "faultstress/ext4/truncate"
+    fast = replace(records.failed(case, "wrong page"), metrics={"faults_per_s": 1e9})
+    record = records.run(records.well, records.failing(case, fast))
+    assert not [metric for metric in view.metrics(record) if metric.case == case]
+
+
+@pytest.mark.parametrize(("runs", "apart"), [(3, False), (4, True)])
+def test_two_or_three_runs_a_side_are_never_called_apart(runs: int, apart: bool) -> None:
+    metric = view.Metric(
+        arch="x86_64",
+        case="c",
+        name="p99_ns",
+        base=tuple(range(runs)),
+        patched=tuple(range(100, 100 + runs)),
+    )
+    assert metric.apart is apart
+
+
+def test_the_longest_text_of_a_splat_is_shown() -> None:
+    short = replace(records.UAF, text="cut")
+
+    def answer(of: model.Cell) -> model.Trial:
+        splat: Splat = short if of.repeat else records.UAF
+        return records.trial(of, boot_splats=(splat,) if of.side is Side.PATCHED else ())
+
+    (row,) = view.splat_rows(records.run(records.well, answer))
+    assert row.splat.text == records.UAF_TEXT
+    assert row.novelty == "new"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.44, "0.4 s"), (9.97, "10.0 s"), (41, "41 s"), (725, "12 min 05 s"), (12000, "3 h 20 min")],
+)
+def test_span(seconds: float, text: str) -> None:
+    assert view.span(seconds) == text
