@@ -155,6 +155,10 @@ def _blame(
         case Recipe.PC:
             frame = _first(_primary(texts, stack))
         case Recipe.STACK:
+            if kind is Kind.WQ_LEAKED_LOCK and (
+                said := _LAST_FUNCTION.search("\n".join(texts[:4]))
+            ):
+                return frames.name(said[1])  # the work is over: it is not on the stack any more
             frame = _first(_traced(texts, stack), skips.SWITCHING)
         case Recipe.ALLOCATION:
             frame = _first(_traced(texts, stack), skips.ALLOCATING)
@@ -176,6 +180,9 @@ def _blame(
             driver = frames.name(caller.function)
             return f"{driver}/usb_submit_urb" if kind is Kind.WARNING else driver
     return function
+
+
+_LAST_FUNCTION = re.compile(r"last function: ([A-Za-z_][\w.]*)")
 
 
 def _guessed(texts: Sequence[str]) -> list[Frame]:

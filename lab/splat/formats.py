@@ -191,6 +191,13 @@ FORMATS: tuple[Format, ...] = (
         Recipe.LOCKDEP,
     ),
     _row(
+        "chain_key collision",
+        r"chain_key collision",
+        Kind.LOCKDEP_OTHER,
+        "lockdep: chain key collision",
+        Recipe.NONE,
+    ),
+    _row(
         "held lock freed",
         r"held lock freed",
         Kind.LOCKDEP_HELD_LOCK,
@@ -292,6 +299,13 @@ FORMATS: tuple[Format, ...] = (
         r"BUG: scheduling while atomic",
         Kind.ATOMIC_SLEEP,
         "BUG: scheduling while atomic in {function}",
+        Recipe.STACK,
+    ),
+    _row(
+        "BUG: ",
+        r"BUG: (?P<what>scheduling in a non-blocking section|assuming (?:atomic|non migratable))",
+        Kind.ATOMIC_SLEEP,
+        "BUG: {what} in {function}",
         Recipe.STACK,
     ),
     _row(
@@ -653,19 +667,19 @@ FORMATS: tuple[Format, ...] = (
     *(
         _row(
             needle,
-            r"XFS \([^)]*\): (?P<what>Corruption of in-memory data|Corruption of on-disk metadata|"
-            r"Filesystem has been shut down|metadata I/O error|log I/O error)",
+            r"XFS \([^)]*\): (?P<what>Corruption of (?:in-memory data|on-disk metadata)"
+            r"|Corruption detected|Filesystem has been shut down|(?:[Mm]etadata|[Ll]og) I/O [Ee]rror)",
             Kind.FS_ERROR,
             "XFS: {what}",
             Recipe.NONE,
             stack=False,
         )
-        for needle in ("Corruption of", "been shut down", "I/O error")
+        for needle in ("Corruption", "been shut down", "I/O error", "I/O Error")
     ),
     *(
         _row(
             needle,
-            r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: (?P<what>corrupt (?:leaf|node)|"
+            r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: (?P<what>corrupt(?:ed)? (?:leaf|node)|"
             r"bad tree block|parent transid verify failed|checksum verify failed|checksum error)",
             Kind.FS_CORRUPTION,
             "BTRFS: {what}",
@@ -692,9 +706,17 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "JBD2:",
-        r"JBD2: (?P<what>Detected IO errors|Error -?\d+ detected|.*corruption|Invalid checksum)",
+        r"JBD2: (?P<what>.*\b[Ee]rrors?\b|.*corruption|Invalid checksum|bad block)",
         Kind.FS_ERROR,
         "JBD2: {what}",
+        Recipe.NONE,
+        stack=False,
+    ),
+    _row(
+        "Aborting journal",
+        r"Aborting journal on device",
+        Kind.FS_ERROR,
+        "JBD2: journal aborted",
         Recipe.NONE,
         stack=False,
     ),
@@ -866,6 +888,7 @@ NEEDLES: tuple[str, ...] = tuple(dict.fromkeys(row.needle for row in FORMATS))
 # is searched for, so they are what a gigabyte costs. Capitals are rare in a log, long strings are
 # skipped fast; " [#" is that of die(), "%s: %04x [#1]".
 GATES: tuple[str, ...] = (
+    "Aborting journal",
     "Alignment trap",
     "Assertion failed",
     "BTRFS crit",
