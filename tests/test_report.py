@@ -435,7 +435,7 @@ def test_plain_progress_is_a_line_for_each_start_and_end() -> None:
     assert lines[1] == "  0:30  build base x86_64: 30% CC mm/memory.o"
     assert lines[2] == "  1:00  build base x86_64: 60% CC mm/memory.o"
     assert lines[3].startswith("  1:09  build base x86_64: warning: odd")
-    assert lines[4] == "  1:15  build base x86_64: 2431 objects (1 min 15 s)"
+    assert lines[4] == "  1:15  build base x86_64: 2431 objects (1m 15s)"
     assert "\x1b" not in out.getvalue()
 
 
@@ -568,7 +568,7 @@ def test_the_longest_text_of_a_splat_is_shown() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.44, "0.4 s"), (9.97, "10.0 s"), (41, "41 s"), (725, "12 min 05 s"), (12000, "3 h 20 min")],
+    [(0.44, "0.4 s"), (9.97, "10.0 s"), (41, "41 s"), (725, "12m 05s"), (12000, "3h 20m")],
 )
 def test_span(seconds: float, text: str) -> None:
     assert view.span(seconds) == text

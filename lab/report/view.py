@@ -72,15 +72,15 @@ def counts(tally: Tally) -> str:
 
 
 def span(seconds: float) -> str:
-    """ "0.4 s", "41 s", "12 min 05 s", "3 h 20 min"."""
+    """ "0.4 s", "41 s", "12m 05s", "3h 20m"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+        return f"{whole // 60}m {whole % 60:02}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02}m"
 
 
 # --- the matrix --------------------------------------------------------------------------------

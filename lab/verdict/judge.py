@@ -209,7 +209,7 @@ class _Docket:
     findings: list[Finding] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # each one alone makes a run inconclusive
     notes: list[str] = field(default_factory=list)  # what a reader must know besides
-    # (architecture, reason, is it a doubt) -> the cases that it holds for
+    # (architecture, reason, is it a doubt) -> its cases
     same: dict[tuple[str, str, bool], list[str]] = field(default_factory=dict)
 
     def of_case(self, arch: str, case: str, reason: str, *, doubt: bool) -> None:
@@ -294,7 +294,6 @@ def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
 
 def _judge_warnings(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     """A compiler is deterministic: a warning that the base lacks is new, without statistics."""
-    touched = set(given.changed_files)
 
     def counts(side: Side) -> Counter[tuple[str, str]]:
         # Without the line: a patch moves the code below it.
@@ -306,7 +305,7 @@ def _judge_warnings(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     }
     for key in new:
         warning = where[key]
-        if warning.file not in touched:
+        if warning.file not in given.changed_files:
             docket.notes.append(
                 f"{arch.name}: new compiler warning outside of the series' files: "
                 f"{wording.diagnostic(warning)}"
