@@ -6,16 +6,15 @@
  *
  * JSON lines on stdout: start, progress, corruption, hang, latency, end. The exit status says
  * the same as the end event: 0 pass, 1 corruption, 2 usage, 3 environment, 4 tested nothing,
- * 5 hang. All random decisions come from the seed; the interleaving of threads does not.
+ * 5 hang. A run lasts --duration, and up to --at-most while it has tested nothing.
+ * All random decisions come from the seed; the interleaving of threads does not.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <getopt.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/vfs.h>
 
 #include "faultstress/change.h"
 
@@ -54,8 +53,8 @@ static const char * const call_names[NR_CALLS] = {
 	"munmap", "mmap", "mprotect", "ftruncate", "mremap", "madvise", "fallocate", "fork",
 };
 
-/* Starting the threads alone takes some dozens. */
-#define LEAST_FAULTS 500
+/* Starting the threads alone takes up to a hundred. */
+#define LEAST_FAULTS 200
 
 static u32 go, finished;
 static struct rusage usage_before;
@@ -92,7 +91,7 @@ static void step_fault(void)
 	u32 how = pick(8);
 	struct stamp stamp;
 
-	if (pick(2))
+	if (!pick(8))
 		zap(&a);
 	if (how < 2) {
 		/* Write first: what the word should hold is known, no read fault comes before. */
@@ -421,6 +420,36 @@ static u32 watch(u64 now)
 	return hung;
 }
 
+/* What did not happen, and without which the run has proved nothing; "" if all did. */
+static const char *missing(char *out, size_t size)
+{
+	const struct scenario *scenario = world->options.scenario;
+	struct counters c;
+	int used;
+
+	counters_sum(&c);
+	used = snprintf(out, size, "%s%s%s%s%s%s%s%s%s%s",
+			c.reads ? "" : " reads", c.writes ? "" : " writes",
+			c.changes ? "" : " changes", c.races ? "" : " races",
+			c.cleans ? "" : " cleans",
+			faults_now() >= LEAST_FAULTS ? "" : " faults",
+			scenario->wants_segv && !c.segv ? " segv" : "",
+			scenario->wants_sigbus && !c.sigbus ? " sigbus" : "",
+			scenario->zeroes && !c.zeroes ? " zeroes" : "",
+			world->options.sabotage && !load(&world->sabotaged) ? " sabotage" : "");
+	return used ? out + 1 : out;
+}
+
+/* Is there a reason to go on? A slow machine gets more time, until all has happened once. */
+static bool go_on(double elapsed_s)
+{
+	char absent[120];
+
+	if (load(&world->stop) || elapsed_s >= world->options.at_most_s)
+		return false;
+	return elapsed_s < world->options.duration_s || *missing(absent, sizeof(absent));
+}
+
 /* Until the time is over or something is found; the number of hung threads. */
 static u32 run(void)
 {
@@ -430,7 +459,7 @@ static u32 run(void)
 	u32 hung = 0;
 
 	store(&go, 1);
-	while (!hung && !load(&world->stop) && now - began < world->options.duration_s * 1e9) {
+	while (!hung && go_on((now - began) / 1e9)) {
 		nanosleep(&tick, NULL);
 		now = now_ns();
 		hung = watch(now);
@@ -498,26 +527,6 @@ static void check_finally(void)
 	}
 }
 
-/* What did not happen, and without which the run has proved nothing; "" if all did. */
-static const char *missing(char *out, size_t size)
-{
-	const struct scenario *scenario = world->options.scenario;
-	struct counters c;
-	int used;
-
-	counters_sum(&c);
-	used = snprintf(out, size, "%s%s%s%s%s%s%s%s%s%s",
-			c.reads ? "" : " reads", c.writes ? "" : " writes",
-			c.changes ? "" : " changes", c.races ? "" : " races",
-			c.cleans ? "" : " cleans",
-			faults_now() >= LEAST_FAULTS ? "" : " faults",
-			scenario->wants_segv && !c.segv ? " segv" : "",
-			scenario->wants_sigbus && !c.sigbus ? " sigbus" : "",
-			scenario->zeroes && !c.zeroes ? " zeroes" : "",
-			world->options.sabotage && !load(&world->sabotaged) ? " sabotage" : "");
-	return used ? out + 1 : out;
-}
-
 static void report_latencies(void)
 {
 	static struct latency sum;
@@ -571,7 +580,8 @@ __attribute__((noreturn, format(printf, 1, 2))) static void usage(const char *fo
 	vfprintf(stderr, format, args);
 	va_end(args);
 	fprintf(stderr, "\nusage: faultstress --dir DIR --scenario NAME [--duration SECONDS]\n"
-		"       [--threads N] [--pages N] [--seed N] [--hang SECONDS] [--sabotage KIND]\n"
+		"       [--at-most SECONDS] [--threads N] [--pages N] [--seed N] [--hang SECONDS]\n"
+		"       [--sabotage KIND]\n"
 		"       faultstress --list\n");
 	exit(STATUS_USAGE);
 }
@@ -628,6 +638,7 @@ static void parse(int argc, char **argv, struct options *options)
 		{ "dir", required_argument, NULL, 'd' },
 		{ "scenario", required_argument, NULL, 's' },
 		{ "duration", required_argument, NULL, 't' },
+		{ "at-most", required_argument, NULL, 'm' },
 		{ "threads", required_argument, NULL, 'n' },
 		{ "pages", required_argument, NULL, 'p' },
 		{ "seed", required_argument, NULL, 'r' },
@@ -643,6 +654,7 @@ static void parse(int argc, char **argv, struct options *options)
 		case 'd': options->dir = optarg; break;
 		case 's': options->scenario = scenario_arg(optarg); break;
 		case 't': options->duration_s = number_arg("duration", optarg, 0.1, 1e6); break;
+		case 'm': options->at_most_s = number_arg("at-most", optarg, 0.1, 1e6); break;
 		case 'n': options->threads = number_arg("threads", optarg, 2, MAX_THREADS - 1); break;
 		case 'p': options->pages = number_arg("pages", optarg, 8, MAX_PAGES); break;
 		case 'r': options->seed = seed_arg(optarg); break;
@@ -659,6 +671,8 @@ static void parse(int argc, char **argv, struct options *options)
 	if (strlen(options->dir) > 150)
 		usage("--dir: the path is too long");
 	options->pages -= options->pages % 4;
+	if (options->at_most_s < options->duration_s)
+		options->at_most_s = options->duration_s;
 }
 
 int main(int argc, char **argv)

@@ -91,6 +91,7 @@ struct options {
 	const struct scenario *scenario;
 	const char *sabotage;
 	double duration_s;
+	double at_most_s;	/* how long it may go on if it has tested nothing yet */
 	double hang_s;
 	u32 threads;
 	u32 pages;
