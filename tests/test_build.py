@@ -242,6 +242,8 @@ def test_a_seeded_build_compiles_what_the_patch_touches(
     assert kernel.seeded_from == seed.key
     assert kernel.compiled == compiled
     assert contents(seed.folder) == before
+    # Nothing ever starts from a patched kernel's objects.
+    assert (seed.folder / "obj").is_dir() and not (kernel.folder / "obj").exists()
     # The same kernel as one that is built whole.
     whole = toy.kernel(patched, cache=Cache(root=toy.root / "other"))
     assert whole.compiled == OBJECTS and whole.image_sha256 == kernel.image_sha256
@@ -774,6 +776,8 @@ def test_steps(line: str, target: str | None, compiles: bool) -> None:
         "cc1: out of memory allocating 65536 bytes after a total of 1 bytes",
         "make[2]: *** [../scripts/Makefile.build:250: mm/memory.o] Error 137",
         "collect2: fatal error: ld terminated with signal 9 [Killed]",
+        "../tools/objtool/include/objtool/elf.h:10:10: fatal error: gelf.h: "
+        "No such file or directory",
     ],
 )
 def test_signs_of_a_sick_host(line: str) -> None:
@@ -787,6 +791,7 @@ def test_signs_of_a_sick_host(line: str) -> None:
         "make[2]: *** [../scripts/Makefile.build:250: mm/memory.o] Error 1",
         '../mm/mmap.c:1:2: error: #error "x: No space left on device"',
         "  CC      mm/oom_kill.o",
+        "../mm/memory.c:3:10: fatal error: linux/gone.h: No such file or directory",
     ],
 )
 def test_no_signs_of_a_sick_host(line: str) -> None:

@@ -99,6 +99,14 @@ _HOST_FAULTS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     ),
     (
         re.compile(
+            r".*fatal error: (?:gelf|libelf|openssl/\w+)\.h: No such file or directory"
+            r"|.*please install libelf-dev.*"
+        ),
+        "a library that the kernel's own build tools need is not installed",
+        "sudo apt-get install libelf-dev libssl-dev",
+    ),
+    (
+        re.compile(
             r".*: echo: I/O error|.*: Read-only file system|.*: Input/output error"
             r"|.*: Too many open files"
         ),

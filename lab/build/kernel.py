@@ -1,6 +1,7 @@
 """A tree, an architecture and fragments come in; a whole kernel or a failure to build it goes out.
 
-builds/KEY/           a kernel: record.json, inputs.json, image, vmlinux, config, build.log, obj/
+builds/KEY/           a kernel: record.json, inputs.json, image, vmlinux, config, build.log; and
+                      obj/, unless it started from another's objects
 builds/KEY.partial/   one being made; an interrupted one is taken up by the next call
 builds/KEY.failed/    the log of one that does not build
 """
@@ -427,8 +428,9 @@ class _Job:
         shutil.copyfile(self.objects / ".config", out / "config")
         (self.partial / "build.log").rename(out / "build.log")
         release = (self.objects / "include/config/kernel.release").read_text().strip()
-        seeding.prune(self.objects, self.row.image)
-        self.objects.rename(out / "obj")
+        if seed is None:  # one that was seeded serves nobody: what follows starts from the base
+            seeding.prune(self.objects, self.row.image)
+            self.objects.rename(out / "obj")
         write_atomically(out / "inputs.json", encode(self.inputs))
         kernel = Kernel(
             key=self.inputs.key,
