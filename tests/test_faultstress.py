@@ -26,7 +26,7 @@ DAMAGE = {
 }
 # What shows that the change which was claimed was not made.
 NOT_CHANGED = {
-    "munmap": {"without-mapping"},
+    "munmap": {"without-mapping", "wrong-file", "wrong-page"},
     "mapfixed": {"wrong-file", "wrong-page"},
     "mprotect": {"without-mapping", "write-through-read-only", "changed-while-read-only"},
     "truncate": {"beyond-end", "old-data"},
