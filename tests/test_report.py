@@ -19,7 +19,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 from rich.console import Console
 
 from lab import host, model
-from lab.model import CaseState, Event, EventKind, Outcome, RunRecord, Side, Splat
+from lab.model import CaseState, Cell, Event, EventKind, Outcome, RunRecord, Side, Splat, Trial
 from lab.report import html, junit, progress, terminal, view
 from tests import records
 
@@ -499,7 +499,7 @@ def test_junit_says_how_cases_compare() -> None:
     broken = cases["x86_64.lockdep.faultstress.ext4.truncate"]
     assert kinds(broken) == [Failure]
     assert "generation 4, expected 5" in broken.result[0].text
-    assert kinds(cases["x86_64.lockdep.boot.smoke"]) == []
+    assert kinds(cases["x86_64.lockdep.boot.hello"]) == []
     assert kinds(cases["lab.verdict"]) == [Failure]
 
     cases = junit_cases(records.flaky())
@@ -542,8 +542,10 @@ def test_metrics_of_failed_results_do_not_count() -> None:
     assert not [metric for metric in view.metrics(record) if metric.case == case]
 
 
-@pytest.mark.parametrize(("runs", "apart"), [(3, False), (4, True)])
-def test_two_or_three_runs_a_side_are_never_called_apart(runs: int, apart: bool) -> None:
+@pytest.mark.parametrize(
+    ("runs", "among", "apart"), [(3, 1, False), (4, 1, True), (4, 2, False), (8, 300, True)]
+)
+def test_numbers_are_apart_only_beyond_chance(runs: int, among: int, apart: bool) -> None:
     metric = view.Metric(
         arch="x86_64",
         case="c",
@@ -551,13 +553,28 @@ def test_two_or_three_runs_a_side_are_never_called_apart(runs: int, apart: bool)
         base=tuple(range(runs)),
         patched=tuple(range(100, 100 + runs)),
     )
-    assert metric.apart is apart
+    assert metric.apart(among) is apart
+    overlapping = replace(metric, patched=tuple(range(runs - 1, 2 * runs - 1)))
+    assert not overlapping.apart(1)
+
+
+def test_page_shows_times_first_and_all_other_numbers_folded() -> None:
+    def answer(of: Cell) -> Trial:
+        results = tuple(
+            replace(r, metrics={**r.metrics, "reads": 812.0, "munmap_max_us": 90.5})
+            for r in records.trial(of).results
+        )
+        return records.trial(of, results=results)
+
+    page = Page(html.page(records.run(answer, answer), None))
+    assert f"{2 * len(records.CASES)} other numbers" in page.text
+    assert page.text.index("fault p99") < page.text.index("munmap max")
 
 
 def test_the_longest_text_of_a_splat_is_shown() -> None:
     short = replace(records.UAF, text="cut")
 
-    def answer(of: model.Cell) -> model.Trial:
+    def answer(of: Cell) -> Trial:
         splat: Splat = short if of.repeat else records.UAF
         return records.trial(of, boot_splats=(splat,) if of.side is Side.PATCHED else ())
 

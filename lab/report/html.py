@@ -37,6 +37,9 @@ _CASES_WITH_LOGS = 40
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _ANSI = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 
+_TELLING = ("_per_s", "p50_us", "p99_us", "p50_ns", "p99_ns", "_s")
+_SPEED_ROWS = 60
+_NUMBER_ROWS = 600
 # What the end of a metric's name says about its unit; the first that fits.
 _UNITS = {"_ns": "ns", "_us": "µs", "_ms": "ms", "_per_s": "/s", "_s": "s", "_bytes": "B"}
 
@@ -74,7 +77,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         groups=_groups(record, links),
         splats=view.splat_rows(record),
         warnings=[(arch, *view.warnings(record, arch)) for arch in record.manifest.archs],
-        metrics=[_plot(metric) for metric in view.metrics(record)],
+        **_speed(record),
         timeline=view.timeline(record),
         shares=_shares(record),
         links=links,
@@ -308,6 +311,7 @@ class _Plot:
     """A metric on one scale for both sides; places are shares of its width."""
 
     metric: view.Metric
+    apart: bool
     name: str
     unit: str
     base: tuple[float, ...]
@@ -318,7 +322,18 @@ class _Plot:
     patched_at: float
 
 
-def _plot(metric: view.Metric) -> _Plot:
+def _speed(record: RunRecord) -> dict[str, list[_Plot]]:
+    """Times and rates that most would look at, what differs first; then all other numbers."""
+    every = view.metrics(record)
+    plots = [_plot(metric, metric.apart(len(every))) for metric in every]
+    plots.sort(key=lambda plot: not plot.apart)  # stable: cases stay together
+    first = [p for p in plots if p.apart or p.metric.name.endswith(_TELLING)][:_SPEED_ROWS]
+    shown = {id(plot) for plot in first}
+    rest = [plot for plot in plots if id(plot) not in shown]
+    return {"speed": first, "numbers": rest[:_NUMBER_ROWS]}
+
+
+def _plot(metric: view.Metric, apart: bool) -> _Plot:
     low = min(metric.base[0], metric.patched[0])
     high = max(metric.base[-1], metric.patched[-1])
     # At least a tenth of the value: noise of one percent should look like noise.
@@ -336,6 +351,7 @@ def _plot(metric: view.Metric) -> _Plot:
     before, after = statistics.median(metric.base), statistics.median(metric.patched)
     return _Plot(
         metric=metric,
+        apart=apart,
         name=name.replace("_", " "),
         unit=unit,
         base=tuple(place(value) for value in metric.base),

@@ -38,8 +38,8 @@ EXIT = {
     Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
 }
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
-# Two sets of numbers are called apart if one lies wholly above the other and that would come
-# about by chance this rarely: four runs a side.
+# Two sets of numbers are called apart if one lies wholly above the other, and chance would bring
+# that about this rarely in any of the numbers of a run.
 _APART_BY_CHANCE = 0.05
 # The order in which cases are listed: what a reader must act on first.
 _URGENCY = tuple(
@@ -266,12 +266,14 @@ class Metric:
         before = statistics.median(self.base)
         return statistics.median(self.patched) / before - 1 if before else None
 
-    @property
-    def apart(self) -> bool:
-        """The sides do not overlap at all, in enough runs that chance would hardly do it."""
+    def apart(self, among: int) -> bool:
+        """The sides do not overlap at all, in so many runs that chance would hardly do it.
+
+        Not even in one of the `among` numbers that are looked at together.
+        """
         chance = 2 / comb(len(self.base) + len(self.patched), len(self.base))
         disjoint = self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
-        return disjoint and chance <= _APART_BY_CHANCE
+        return disjoint and chance * among <= _APART_BY_CHANCE
 
 
 def metrics(record: RunRecord) -> tuple[Metric, ...]:
