@@ -358,7 +358,14 @@ class Guest:
             reason, broken = f"the guest broke the protocol: {error}", True
         except OSError as error:
             reason = f"the guest's control port broke: {error}"
-        down = await self._settle(reason, broken)
+        except Exception as error:  # of a callback: whoever waits must hear of it
+            if not self.down.done():
+                self.down.set_exception(error)
+            return
+        self.end(await self._settle(reason, broken))
+
+    def end(self, down: Down) -> None:
+        """The machine is no more; the first word on that is the last."""
         if not self.down.done():
             self.down.set_result(down)
 
@@ -432,8 +439,7 @@ async def connect(
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
-        if not guest.down.done():
-            guest.down.set_result(Down(end=MachineEnd.POWERED_OFF, detail="the lab was done"))
+        guest.end(Down(end=MachineEnd.POWERED_OFF, detail="the lab was done"))
         writer.transport.abort()
 
 

@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from lab.store import write_atomically
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")  # virtio-blk carries 20 bytes
-_PVPANIC = {"x86_64": "pvpanic", "arm64": "pvpanic-pci"}
+
 
 # After "panicked" a kernel still flushes its console and resets; then -no-reboot ends QEMU.
 _PANIC_GRACE_S: Final = 10.0
@@ -118,7 +118,7 @@ def qemu_argv(
         *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=control,fd={control_fd}", "-device", "virtio-serial-pci"),
         *("-device", "virtserialport,chardev=control,name=lab.control"),
-        *("-device", "virtio-rng-pci", "-device", _PVPANIC[row.name]),
+        *("-device", "virtio-rng-pci", "-device", "pvpanic-pci"),
     ]
     for number, disk in enumerate(spec.disks):
         argv += _disk_argv(number, disk)
@@ -206,6 +206,7 @@ class Machine:
     async def watch(
         self,
         process: asyncio.subprocess.Process,
+        kill: Callable[[], Awaitable[None]],
         tee: asyncio.Task[None],
         greeting: asyncio.Task[None],
     ) -> None:
@@ -216,8 +217,7 @@ class Machine:
                 await asyncio.wait((exited,), timeout=_TICK_S)
                 torn = tee.done() and tee.exception() is not None
                 if not exited.done() and (torn or await self._overdue()):
-                    process.kill()  # the leash; QEMU dies with it
-                    break
+                    await kill()
             status = await exited
             # Its last words may still be in the sockets.
             await asyncio.wait((tee, greeting), timeout=_QMP_S)
@@ -231,6 +231,8 @@ class Machine:
         finally:
             exited.cancel()
             self._ended.set()
+            if self.guest is not None and self._end is not None:
+                self.guest.end(Down(end=self._end, detail=self.detail))
 
     async def _qmp_read_out(self) -> None:
         """Until the last event of a QEMU that is gone was taken."""
@@ -274,7 +276,8 @@ class Machine:
         elif reason == "guest-shutdown":
             detail = "" if self._asked else "the guest powered itself off"
             self._finish(MachineEnd.POWERED_OFF, detail)
-        elif reason == "guest-reset" and panic:
+        elif panic and (reason == "guest-reset" or (not reason and status == 0)):
+            # The second: it reset before QMP was up, and -no-reboot ends QEMU with 0.
             self._finish(MachineEnd.PANICKED, f"{panic} (from the console: no pvpanic)")
         elif reason == "guest-reset":
             self._finish(MachineEnd.PANICKED, "the guest reset without a word")
@@ -294,6 +297,13 @@ class Machine:
         if self._end is None:
             self._finish(MachineEnd.LOST, reason)  # and the watchdog ends QEMU
         return Down(end=self.end, detail=self.detail)
+
+    async def type_on_console(self, keys: bytes) -> None:
+        """Bytes into the guest's serial line."""
+        if self._console_writer is not None:
+            with contextlib.suppress(OSError):
+                self._console_writer.write(keys)
+                await self._console_writer.drain()
 
     # --- a hang ----------------------------------------------------------------------------
 
@@ -320,8 +330,7 @@ class Machine:
             await asyncio.wait((asyncio.ensure_future(self.guest.sysrq("wld")),), timeout=1.0)
         for key in b"wld":
             await self._execute("chardev-send-break", id="console")
-            with contextlib.suppress(OSError):
-                self._console_writer.write(bytes([key]))
+            await self.type_on_console(bytes([key]))
             before = -1
             for _ in range(20):  # at most 2 s a key; less if it prints nothing more
                 if self._console.received_bytes == before:
@@ -422,7 +431,8 @@ async def boot(
             qmp_fd=qmp_fd.fileno(),
         )
         log = stack.enter_context((folder / "qemu.log").open("wb"))
-        process = await stack.enter_async_context(
+        leash = await stack.enter_async_context(contextlib.AsyncExitStack())
+        process = await leash.enter_async_context(
             host.spawn(
                 machine.argv,
                 pass_fds=[theirs.fileno() for _, theirs in pairs],
@@ -438,7 +448,7 @@ async def boot(
         )
         tee = await _ended_with_us(stack, machine.listen_to_console(serial))
         greeting = await _ended_with_us(stack, machine.connect_qmp(qmp))
-        watch = await _ended_with_us(stack, machine.watch(process, tee, greeting))
+        watch = await _ended_with_us(stack, machine.watch(process, leash.aclose, tee, greeting))
         await machine.wait_for_hello(guest)
         if machine.guest is None:
             await watch

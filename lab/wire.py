@@ -57,6 +57,18 @@ class FrameType(IntEnum):
     ROOM = 0x89
 
 
+_WITHOUT_COMMAND = frozenset(
+    (
+        FrameType.PING,
+        FrameType.POWEROFF,
+        FrameType.SYSRQ,
+        FrameType.HELLO,
+        FrameType.PONG,
+        FrameType.HEARTBEAT,
+    )
+)
+
+
 class ExitKind(IntEnum):
     EXITED = 1
     SIGNALLED = 2
@@ -444,6 +456,8 @@ class Decoder:
             kind = FrameType(code)
         except ValueError:
             raise WireError(f"a frame of unknown type {code:#x}") from None
+        if number and kind in _WITHOUT_COMMAND:
+            raise WireError(f"a {kind.name} of command {number}")
         end = _HEADER.size + length
         if len(self._pending) < end:
             return None

@@ -494,9 +494,9 @@ static bool on_frame(uint16_t type, uint32_t id, unsigned char *payload, uint32_
 	case WIRE_WINSIZE:
 		return id && on_winsize(id, payload, size);
 	case WIRE_PING:
-		return size <= 64 && send_frame(WIRE_PONG, 0, payload, size);
+		return !id && size <= 64 && send_frame(WIRE_PONG, 0, payload, size);
 	case WIRE_SYSRQ:
-		return on_sysrq(payload, size);
+		return !id && on_sysrq(payload, size);
 	case WIRE_POWEROFF:
 		finish(NULL);
 	default:

@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""A process that stands in for QEMU: `-initrd` is the agent of this host, `-kernel` a mode.
+
+It serves QMP and the console on the descriptors that it is given, and runs the real agent on the
+control port. Modes (the first word of the "kernel"):
+
+    ok              boots, serves, powers off when asked
+    hang            says a few lines and never boots
+    die             complains on stderr and ends with status 3
+    garbage         sends bytes that are no frames on the control port
+    flood N         prints N megabytes on the console before it boots
+    panic           boots; the first line on its console's input makes it panic, with pvpanic
+    panic-plain     panics while it boots, without pvpanic
+    silent          boots, then neither console nor agent is heard of again
+    deaf            boots, then the agent stops but the console talks on
+    failed-root     the agent cannot set the guest up
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PANIC = "[    1.5] Kernel panic - not syncing: planted by a test"
+
+
+class Fake:
+    def __init__(self, argv: list[str]) -> None:
+        chardevs = [argv[i + 1] for i, word in enumerate(argv) if word == "-chardev"]
+        self.fds = {}
+        for text in chardevs:
+            fields = dict(part.partition("=")[::2] for part in text.split(","))
+            self.fds[fields["id"]] = int(fields["fd"])
+        self.mode, *self.words = Path(argv[argv.index("-kernel") + 1]).read_text().split()
+        self.agent_path = argv[argv.index("-initrd") + 1]
+        self.qmp = socket.socket(fileno=self.fds["qmp"])
+        self.console = socket.socket(fileno=self.fds["console"])
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.requests = ""
+
+    def say(self, line: str) -> None:
+        self.console.sendall(line.encode() + b"\r\n")
+
+    def send(self, message: object) -> None:
+        self.qmp.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def event(self, name: str, **data: object) -> None:
+        self.send({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}})
+
+    def greet(self) -> None:
+        version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "fake"}
+        self.send({"QMP": {"version": version, "capabilities": []}})
+
+    def answer(self) -> None:
+        data = self.qmp.recv(65536)
+        if not data:
+            sys.exit(1)
+        self.requests += data.decode()
+        while self.requests.strip():
+            # Requests follow each other without a separator.
+            request, end = json.JSONDecoder().raw_decode(self.requests.lstrip())
+            self.requests = self.requests.lstrip()[end:]
+            result: object = {}
+            if request["execute"] == "query-status":
+                result = {"status": "running", "running": True}
+            if request["execute"] == "human-monitor-command":
+                result = f"CPU#0 answered {request['arguments']['command-line']}\r\n"
+            if request["execute"] == "chardev-send-break":
+                self.say("fake: break")
+            self.send({"return": result, "id": request.get("id")})
+
+    def start_agent(self) -> None:
+        fd = self.fds["control"]
+        self.agent = subprocess.Popen([self.agent_path, "--fd", str(fd)], pass_fds=[fd])
+        self.say("lab: agent ready")
+
+    def hello(self, failure: str) -> None:
+        payload = struct.pack("<IQ", 1, 1) + b"fake\0" + failure.encode() + b"\0"
+        os.write(
+            self.fds["control"],
+            struct.pack("<IHHII", 0x5742414C, 0x81, 0, 0, len(payload)) + payload,
+        )
+
+    def boot(self) -> None:
+        self.say("[    0.1] Linux version fake")
+        match self.mode:
+            case "die":
+                sys.stderr.write("fake: could not set up the board\n")
+                sys.exit(3)
+            case "hang":
+                pass
+            case "garbage":
+                os.write(self.fds["control"], b"not a frame, not at all")
+            case "failed-root":
+                self.hello("cannot mount the root disk root: Invalid argument")
+            case "panic-plain":
+                self.say(PANIC)
+                self.event("SHUTDOWN", guest=True, reason="guest-reset")
+                sys.exit(0)
+            case "flood":
+                block = (b"x" * 99 + b"\n") * 10000
+                for _ in range(int(self.words[0])):
+                    self.console.sendall(block)
+                self.start_agent()
+            case _:
+                self.start_agent()
+
+    def panic(self) -> None:
+        self.say(PANIC)
+        self.event("GUEST_PANICKED", action="run")
+        self.say("[    1.6] ---[ after pvpanic ]---")
+        self.event("SHUTDOWN", guest=True, reason="guest-reset")
+        sys.exit(0)
+
+    def serve(self) -> None:
+        booted = time.monotonic()
+        while True:
+            readable, _, _ = select.select([self.qmp, self.console], [], [], 0.05)
+            if self.qmp in readable:
+                self.answer()
+            if self.console in readable and self.console.recv(64) and self.mode == "panic":
+                self.panic()
+            if self.agent is None:
+                continue
+            if self.mode in ("silent", "deaf") and time.monotonic() - booted > 0.3:
+                self.agent.send_signal(signal.SIGSTOP)
+                if self.mode == "deaf":
+                    self.say("watchdog: BUG: soft lockup - CPU#0 stuck")
+            if self.agent.poll() is not None:
+                self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
+                sys.exit(0)
+
+
+def main() -> None:
+    if "--version" in sys.argv:
+        sys.stdout.write("QEMU emulator version 0.0.1 (fake)\n")
+        return
+    fake = Fake(sys.argv[1:])
+    fake.greet()
+    fake.boot()
+    fake.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,455 @@
+"""QEMU's argv, golden; a machine's life and end against a stand-in for QEMU, and for real."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lab import initramfs, machine
+from lab.console import Console
+from lab.guest import Down, Exited, Refused, TimedOut
+from lab.machine import Disk, MachineSpec, Timeouts
+from lab.model import Accelerator, LabFault, MachineEnd, UserError
+from lab.store import Cache
+
+FAKE = Path(__file__).parent / "fakeqemu" / "fake.py"
+GOLDEN = Path(__file__).parent / "data" / "machine"
+TCG = Accelerator(name="tcg", cpu="Nehalem", boot_s=5.0)
+
+
+def a_spec(arch: str = "x86_64", accelerator: Accelerator = TCG) -> MachineSpec:
+    return MachineSpec(
+        arch=arch,
+        kernel=Path("/k/image"),
+        initramfs=Path("/i/initramfs.cpio.gz"),
+        disks=(
+            Disk(path=Path("/d/a,b.qcow2"), format="qcow2", readonly=False, serial="root"),
+            Disk(path=Path("/d/s.raw"), format="raw", readonly=True, serial="scratch-1"),
+        ),
+        memory_bytes=1 << 30,
+        cpus=2,
+        accelerator=accelerator,
+        timeouts=Timeouts(boot_s=30, silence_s=30, wall_s=60),
+        append="lab.root=root",
+    )
+
+
+# --- pure --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "arm64"])
+@pytest.mark.parametrize(("accel", "cpu"), [("tcg", "max"), ("kvm", "host")])
+def test_argv(arch: str, accel: str, cpu: str) -> None:
+    spec = a_spec(arch, Accelerator(name=accel, cpu=cpu, boot_s=1.0))
+    argv = machine.qemu_argv(spec, control_fd=10, console_fd=11, qmp_fd=12)
+    golden = GOLDEN / f"argv-{arch}-{accel}.txt"
+    text = "\n".join(argv) + "\n"
+    if os.environ.get("LAB_GOLDEN") == "write":
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("serial", ["", "a b", "x" * 21, "a,b", "../x", "-a"])
+def test_a_serial_that_qemu_or_the_guest_would_misread(serial: str) -> None:
+    disk = Disk(path=Path("/d"), format="raw", readonly=False, serial=serial)
+    with pytest.raises(LabFault, match="serial"):
+        machine.qemu_argv(
+            dataclasses.replace(a_spec(), disks=(disk,)), control_fd=1, console_fd=2, qmp_fd=3
+        )
+
+
+def test_console_lines_are_those_of_the_log(tmp_path: Path) -> None:
+    seen: list[tuple[int, str]] = []
+    console = Console(tmp_path / "log", on_line=lambda *line: seen.append(line))
+    for chunk in (b"one\r", b"\ntw", b"o\r\n\r\nthree \xff\r\nlast"):
+        console.feed(chunk)
+    console.close()
+    assert seen == [(1, "one"), (2, "two"), (3, ""), (4, "three \ufffd"), (5, "last")]
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n\nthree \xff\nlast"
+
+
+def test_a_log_beyond_its_limit_is_cut_but_lines_go_on(tmp_path: Path) -> None:
+    seen: list[str] = []
+    console = Console(
+        tmp_path / "log", on_line=lambda number, text: seen.append(text), limit_bytes=100
+    )
+    for number in range(50):
+        console.feed(b"line %d\n" % number)
+    console.feed(b"[ 1.0] Kernel panic - not syncing: late\n")
+    console.close()
+    log = (tmp_path / "log").read_text()
+    assert len(seen) == 51 and seen[49] == "line 49"
+    assert console.panic == "Kernel panic - not syncing: late"
+    assert len(log) < 200 and "lab: log cut here, after 100 bytes" in log
+
+
+def test_a_line_without_end_does_not_fill_memory(tmp_path: Path) -> None:
+    seen: list[tuple[int, str]] = []
+    console = Console(tmp_path / "log", on_line=lambda *line: seen.append(line))
+    for _ in range(100):
+        console.feed(b"x" * 65536)
+    console.feed(b"\nnext\n")
+    console.close()
+    assert [number for number, _ in seen] == [1, 2]
+    assert len(seen[0][1]) == 8192 and seen[1][1] == "next"
+
+
+# --- a fake QEMU -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("agent")
+    subprocess.run(
+        ["make", "-s", "-C", initramfs.SOURCES, f"OUT={out}", f"{out}/agent"], check=True
+    )
+    return out / "agent"
+
+
+@pytest.fixture
+def fake_spec(
+    tmp_path: Path, agent: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., MachineSpec]]:
+    """A specification whose QEMU is the stand-in, in the mode that is asked for."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "qemu-system-x86_64").symlink_to(FAKE)
+    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+
+    def make(
+        mode: str, *, boot_s: float = 20, silence_s: float = 20, wall_s: float = 60
+    ) -> MachineSpec:
+        kernel = tmp_path / "kernel"
+        kernel.write_text(mode)
+        return dataclasses.replace(
+            a_spec(),
+            kernel=kernel,
+            initramfs=agent,
+            disks=(),
+            timeouts=Timeouts(boot_s=boot_s, silence_s=silence_s, wall_s=wall_s),
+        )
+
+    yield make
+
+
+Answer = Exited | TimedOut | Down | None
+
+
+def live(
+    spec: MachineSpec, folder: Path, *words: str, timeout_s: float = 30
+) -> tuple[machine.Machine, Answer]:
+    """Boot, run one command if the machine is up, and give both ends."""
+
+    async def main() -> tuple[machine.Machine, Answer]:
+        answer: Answer = None
+        async with machine.boot(spec, folder) as box:
+            if box.guest is not None and words:
+                answer = await box.guest.run(words, timeout_s=timeout_s)
+        return box, answer
+
+    return asyncio.run(main())
+
+
+@pytest.mark.fake
+def test_a_machine_serves_and_powers_off(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    box, answer = live(fake_spec("ok"), tmp_path / "t", "echo", "hi")
+    assert isinstance(answer, Exited) and answer.stdout == b"hi\n"
+    assert (box.end, box.detail) == (MachineEnd.POWERED_OFF, "")
+    assert box.boot_s is not None and box.boot_s > 0
+    assert "Linux version fake\n" in (tmp_path / "t" / "console.log").read_text()
+
+
+@pytest.mark.fake
+def test_a_qemu_that_dies_is_quoted(fake_spec: Callable[..., MachineSpec], tmp_path: Path) -> None:
+    box, _ = live(fake_spec("die"), tmp_path)
+    assert box.guest is None and box.boot_s is None
+    assert box.end is MachineEnd.QEMU_DIED
+    assert "status 3" in box.detail and "could not set up the board" in box.detail
+
+
+@pytest.mark.fake
+def test_a_boot_that_hangs_is_examined(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    started = time.monotonic()
+    box, _ = live(fake_spec("hang", boot_s=1), tmp_path)
+    assert box.guest is None
+    assert (box.end, box.detail) == (MachineEnd.HUNG_BOOT, "no hello within 1 s")
+    assert time.monotonic() - started < 15
+    hang = (tmp_path / "hang.txt").read_text()
+    assert '"running": true' in hang and "CPU#0 answered info registers -a" in hang
+    console = (tmp_path / "console.log").read_text()
+    assert console.count("fake: break") == 3 and "lab: no hello within 1 s" in console
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("mode", ["silent", "deaf"])
+def test_a_machine_that_falls_silent(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path, mode: str
+) -> None:
+    box, answer = live(fake_spec(mode, silence_s=1.5), tmp_path, "sleep", "100", timeout_s=100)
+    assert box.end is MachineEnd.HUNG_SILENT and "silent for" in box.detail
+    assert isinstance(answer, Down) and answer.end is MachineEnd.HUNG_SILENT
+
+
+@pytest.mark.fake
+def test_a_machine_has_an_end_in_any_case(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    box, answer = live(fake_spec("ok", wall_s=2), tmp_path, "sleep", "100", timeout_s=100)
+    assert box.end is MachineEnd.WALL_CLOCK
+    assert isinstance(answer, Down) and answer.end is MachineEnd.WALL_CLOCK
+
+
+@pytest.mark.fake
+def test_garbage_on_the_port_is_lost(fake_spec: Callable[..., MachineSpec], tmp_path: Path) -> None:
+    box, _ = live(fake_spec("garbage"), tmp_path)
+    assert box.end is MachineEnd.LOST and "no frame begins with" in box.detail
+
+
+@pytest.mark.fake
+def test_a_root_that_cannot_be_entered_is_said(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    box, _ = live(fake_spec("failed-root"), tmp_path)
+    assert box.guest is None
+    assert box.end is MachineEnd.LOST and "cannot mount the root disk" in box.detail
+
+
+@pytest.mark.fake
+def test_a_panic_while_it_boots_without_pvpanic(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    box, _ = live(fake_spec("panic-plain"), tmp_path)
+    assert box.guest is None
+    assert box.end is MachineEnd.PANICKED
+    assert "planted by a test" in box.detail and "no pvpanic" in box.detail
+
+
+@pytest.mark.fake
+def test_a_panic_under_a_command(fake_spec: Callable[..., MachineSpec], tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    async def main() -> tuple[machine.Machine, Answer]:
+        async with machine.boot(
+            fake_spec("panic"), tmp_path, on_line=lambda number, text: lines.append(text)
+        ) as box:
+            assert box.guest is not None
+            task = asyncio.create_task(box.guest.run(["sleep", "100"], timeout_s=100))
+            await asyncio.sleep(0.3)
+            await box.type_on_console(b"x")
+            return box, await asyncio.wait_for(task, 20)
+
+    box, answer = asyncio.run(main())
+    assert box.end is MachineEnd.PANICKED and "planted by a test" in box.detail
+    assert isinstance(answer, Down) and answer.end is MachineEnd.PANICKED
+    assert lines[-1] == "[    1.6] ---[ after pvpanic ]---"
+
+
+@pytest.mark.fake
+def test_a_flood_on_the_console_is_drained_and_cut(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    count = 0
+
+    def on_line(number: int, text: str) -> None:
+        nonlocal count
+        count += 1
+
+    async def main() -> machine.Machine:
+        spec = fake_spec("flood 200", boot_s=60)
+        async with machine.boot(spec, tmp_path, on_line=on_line) as box:
+            assert box.guest is not None
+        return box
+
+    box = asyncio.run(main())
+    assert box.end is MachineEnd.POWERED_OFF
+    assert count > 2_000_000
+    log = tmp_path / "console.log"
+    assert log.stat().st_size < 70_000_000
+    assert b"lab: log cut here" in log.read_bytes()[-200:]
+
+
+@pytest.mark.fake
+def test_a_full_disk_of_the_host_is_a_fault(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "console.log").symlink_to("/dev/full")
+    with pytest.raises(LabFault, match="no space left"):
+        live(fake_spec("ok"), tmp_path / "t", "sleep", "100")
+
+
+@pytest.mark.fake
+def test_a_missing_qemu_names_its_package(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = fake_spec("ok")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        live(spec, tmp_path / "t")
+    assert "qemu-system-x86" in caught.value.hint
+
+
+@pytest.mark.fake
+def test_a_missing_kernel_is_a_fault(fake_spec: Callable[..., MachineSpec], tmp_path: Path) -> None:
+    spec = dataclasses.replace(fake_spec("ok"), kernel=tmp_path / "none")
+    with pytest.raises(LabFault, match="none"):
+        live(spec, tmp_path / "t")
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("how", ["exception", "cancellation"])
+def test_nothing_is_left_when_the_block_is_left(
+    fake_spec: Callable[..., MachineSpec],
+    tmp_path: Path,
+    how: str,
+    processes_of: Callable[[str], Sequence[int]],
+) -> None:
+    async def main() -> None:
+        async with machine.boot(fake_spec("ok"), tmp_path / "t") as box:
+            assert box.guest is not None
+            assert processes_of(str(tmp_path))
+            if how == "exception":
+                raise KeyError("planted")
+            await asyncio.sleep(100)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(main())
+        await asyncio.sleep(2)
+        task.cancel()
+        await task
+
+    with pytest.raises((KeyError, asyncio.CancelledError)):
+        asyncio.run(main() if how == "exception" else cancelled())
+    assert not processes_of(str(tmp_path))
+
+
+@pytest.mark.fake
+def test_nothing_is_left_when_the_lab_is_killed(
+    fake_spec: Callable[..., MachineSpec],
+    tmp_path: Path,
+    processes_of: Callable[[str], Sequence[int]],
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import asyncio, pickle, pathlib, sys
+from lab import machine
+spec = pickle.loads(pathlib.Path({str(tmp_path / "spec")!r}).read_bytes())
+async def main():
+    async with machine.boot(spec, pathlib.Path({str(tmp_path / "t")!r})) as box:
+        task = asyncio.create_task(box.guest.run(["sleep", "1000"], timeout_s=1000))
+        await asyncio.sleep(0.5)
+        print("up", flush=True)
+        await task
+asyncio.run(main())
+""")
+    (tmp_path / "spec").write_bytes(pickle.dumps(fake_spec("ok")))
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        before = processes_of(str(tmp_path / "kernel"))
+        assert before
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while processes_of(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_of(str(tmp_path))
+
+
+# --- a real kernel -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def boot_kernel() -> Path:
+    path = os.environ.get("LAB_TEST_KERNEL")
+    if not path:
+        pytest.skip("LAB_TEST_KERNEL names no bzImage")
+    return Path(path)
+
+
+@pytest.fixture
+def real_spec(boot_kernel: Path, tmp_path: Path) -> MachineSpec:
+    cache = Cache(root=tmp_path / "cache")
+    return dataclasses.replace(
+        a_spec(),
+        kernel=boot_kernel,
+        initramfs=initramfs.initramfs("x86_64", cache=cache, emit=lambda event: None),
+        disks=(),
+        append="",
+        timeouts=Timeouts(boot_s=60, silence_s=30, wall_s=110),
+    )
+
+
+@pytest.mark.vm
+def test_a_real_kernel_boots_and_answers(real_spec: MachineSpec, tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+
+    async def main() -> machine.Machine:
+        disk = tmp_path / "scratch.raw"
+        with disk.open("wb") as stream:
+            stream.truncate(16 << 20)
+        scratch = Disk(path=disk, format="raw", readonly=False, serial="scratch")
+        spec = dataclasses.replace(real_spec, disks=(scratch,))
+        async with machine.boot(spec, tmp_path / "t") as box:
+            assert box.guest is not None, box.detail
+            assert await box.guest.push("/tmp/file", content) is None
+            assert await box.guest.pull("/tmp/file", limit_bytes=1 << 20) == content
+            version = await box.guest.pull("/proc/version", limit_bytes=4096)
+            assert isinstance(version, bytes) and box.release.encode() in version
+            partitions = await box.guest.pull("/proc/partitions", limit_bytes=4096)
+            assert isinstance(partitions, bytes) and b"vda" in partitions
+            # Opened through its serial: a block device is no regular file.
+            refused = await box.guest.pull("/dev/disk/by-lab/scratch", limit_bytes=1)
+            assert refused == Refused(errno=errno.EINVAL, text="Invalid argument")
+        return box
+
+    box = asyncio.run(main())
+    assert (box.end, box.detail) == (MachineEnd.POWERED_OFF, "")
+
+
+@pytest.mark.vm
+def test_a_real_panic_is_told_by_the_machine(real_spec: MachineSpec, tmp_path: Path) -> None:
+    async def main() -> tuple[machine.Machine, Answer]:
+        async with machine.boot(real_spec, tmp_path) as box:
+            assert box.guest is not None, box.detail
+            await box.guest.sysrq("c")
+            return box, await box.guest.run(["/init"], timeout_s=30)
+
+    box, answer = asyncio.run(main())
+    assert box.end is MachineEnd.PANICKED and "sysrq triggered crash" in box.detail
+    assert isinstance(answer, Down) and answer.end is MachineEnd.PANICKED
+
+
+@pytest.mark.vm
+def test_a_real_root_that_is_absent(real_spec: MachineSpec, tmp_path: Path) -> None:
+    box, _ = live(dataclasses.replace(real_spec, append="lab.root=nosuch"), tmp_path)
+    assert box.guest is None
+    assert box.end is MachineEnd.LOST and "cannot find the root disk nosuch" in box.detail
+
+
+@pytest.mark.vm
+def test_a_real_boot_that_hangs_shows_its_registers(real_spec: MachineSpec, tmp_path: Path) -> None:
+    # Init is a program that never says hello.
+    spec = dataclasses.replace(
+        real_spec,
+        append="rdinit=/lab/bin/none init=/none root=/dev/vda rootwait",
+        timeouts=Timeouts(boot_s=20, silence_s=30, wall_s=110),
+    )
+    box, _ = live(spec, tmp_path)
+    assert box.guest is None and box.end is MachineEnd.HUNG_BOOT
+    assert "RIP=" in (tmp_path / "hang.txt").read_text()
