@@ -319,7 +319,7 @@ class _Job:
         words = recipe.words(self.row, self.inputs.toolchain, self.jobs)
         argv = self.bench.make([*words, *targets], env)
         fresh: list[str] = []
-        with (self.partial / "build.log").open("a") as stream:
+        with (self.partial / "build.log").open("a", buffering=1) as stream:  # for tail -f
             stream.write(f"# make {' '.join(targets)}\n")
 
             def on_line(line: str) -> None:

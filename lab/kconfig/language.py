@@ -4,7 +4,7 @@ Not a configuration engine: the kernel's own `conf` decides. This reads just eno
 to name the unmet dependency that it does not name. Macros such as $(cc-option,...) are not run:
 they are reported as toolchain tests. (kconfiglib 14.1.0 gives up on the bare `modules` attribute
 that kernels have since commit 6dd85ff178cd ("kconfig: change "modules" from sub-option to
-first-level attribute") (in v5.16).)
+first-level attribute") (in v5.13).)
 """
 
 from __future__ import annotations
