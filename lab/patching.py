@@ -1,13 +1,16 @@
 """A `Source` and patches go in, one commit for each prefix of the series comes out: `git am`.
 
-No file of the tree is checked out for it: `git am` runs with a full index and an empty work tree,
-fetches from the index the few files that a patch touches, and commits. The commits go into the
-lab's own repository; committer and dates are fixed, so that their ids are a function of the base
-and the mails. What was applied once is remembered.
+The tree is not checked out for it: `git am` runs with a full index and a work tree of the few files
+that the patches touch. The commits go into the lab's own repository; committer and dates are fixed,
+so that their ids are a function of the base and the mails. What was applied once is remembered.
+
+git renews the time of an object that it finds instead of writing it, in borrowed repositories too.
+So the user's objects are mounted read-only for it, where bubblewrap can; then git writes its own.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import shutil
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import diff, store
+from lab import diff, host, store
 from lab.model import Emit, Event, EventKind, Patch, Source, UserError, decode, encode
 from lab.series import mail_bytes
 from lab.source import git
@@ -58,11 +61,18 @@ class _Bench:
     source: Source
     git_dir: Path
     work: Path
+    wrapper: tuple[str | Path, ...]  # what git runs in
 
-    def git(self, *words: str | Path, stdin: bytes = b"", check: bool = True) -> str:
-        env = {"GIT_WORK_TREE": str(self.work)}
-        done = git(self.git_dir, *words, env=env, stdin=stdin, check=check, cwd=self.work)
-        return done.text if check else f"{done.text}{done.stderr.decode('utf-8', 'replace')}"
+    def git(self, *words: str | Path, stdin: bytes = b"", check: bool = True) -> host.Completed:
+        return git(
+            self.git_dir,
+            *words,
+            env={"GIT_WORK_TREE": str(self.work)},
+            stdin=stdin,
+            check=check,
+            cwd=self.work,
+            wrapper=self.wrapper,
+        )
 
     def start(self, commit: str) -> None:
         """Stand at `commit`, with a full index and no file."""
@@ -73,7 +83,7 @@ class _Bench:
         self.git("read-tree", commit)
 
     def head(self) -> Applied:
-        commit, tree = self.git("rev-parse", "HEAD", "HEAD^{tree}").split()
+        commit, tree = self.git("rev-parse", "HEAD", "HEAD^{tree}").text.split()
         return Applied(commit=commit, tree=tree)
 
 
@@ -145,7 +155,32 @@ def _bench(source: Source, folder: Path) -> _Bench:
     git_dir = folder / "git"
     git_dir.mkdir()
     (git_dir / "commondir").write_text(f"{source.git_dir.resolve()}\n")
-    return _Bench(source=source, git_dir=git_dir, work=folder / "work")
+    return _Bench(
+        source=source, git_dir=git_dir, work=folder / "work", wrapper=_sealed(source.git_dir)
+    )
+
+
+def _sealed(git_dir: Path) -> tuple[str | Path, ...]:
+    """The command in front of git under which the object stores that it borrows are read-only."""
+    borrowed: list[Path] = []
+    queue = [git_dir / "objects"]
+    while queue:
+        objects = queue.pop()
+        listed = objects / "info/alternates"
+        if listed.is_file():
+            found = [objects / line for line in listed.read_text().splitlines() if line]
+            queue += [path for path in found if path not in borrowed]
+            borrowed += found
+    binds = [word for path in borrowed if path.is_dir() for word in ("--ro-bind", path, path)]
+    return ("bwrap", "--dev-bind", "/", "/", *binds, "--") if binds and _has_bwrap() else ()
+
+
+@functools.cache
+def _has_bwrap() -> bool:
+    try:
+        return host.run(["bwrap", "--dev-bind", "/", "/", "true"], check=False).status == 0
+    except UserError:
+        return False
 
 
 # --- one patch ---------------------------------------------------------------------------------
@@ -154,37 +189,45 @@ def _bench(source: Source, folder: Path) -> _Bench:
 def _am(bench: _Bench, patch: Patch) -> tuple[str, str, str] | None:
     """Apply one patch; (file, hunk, reason) if it does not apply."""
     before = bench.head()
-    said = bench.git(
-        "am", "--3way", "--quiet", "--no-gpg-sign", "--no-scissors", "--whitespace=nowarn", "-",
-        stdin=_undisturbed(patch),
-        check=False,
+    # Three-way merges want the files, and an index that knows their times.
+    paths = {path for change in patch.changes for path in (change.old_path, change.new_path)}
+    names = "".join(f"{path}\0" for path in sorted(path for path in paths if path))
+    bench.git("checkout-index", "--force", "--quiet", "--index", "-z", "--stdin",
+              stdin=names.encode(), check=False)  # fmt: skip
+    mail, carriage_returns = _undisturbed(patch)
+    done = bench.git(
+        "am", "--3way", "--no-gpg-sign", "--no-scissors", "--whitespace=nowarn",
+        "--keep-cr" if carriage_returns else "--no-keep-cr", "-",
+        stdin=mail, check=False,
     )  # fmt: skip
-    state = bench.git_dir / "rebase-apply"
-    if not state.exists():
-        # Without its state directory git am has either committed or not begun.
-        if bench.head() != before or "already applied" in said:
-            return None
-        return "", "", said.strip().splitlines()[-1] if said.strip() else "git am refused the mail"
-    text = state / "patch"
+    if done.status == 0:
+        return None
+    said = f"{done.text}\n{done.stderr.decode('utf-8', 'replace')}"
+    text = bench.git_dir / "rebase-apply/patch"
     content = text.read_bytes() if text.is_file() else b""
     bench.start(before.commit)
     return _diagnosis(bench, content, said)
 
 
-def _undisturbed(patch: Patch) -> bytes:
-    """The mail as `git am` is to see it: one mail whatever its text looks like, and dated."""
+def _undisturbed(patch: Patch) -> tuple[bytes, bool]:
+    """The mail as `git am` is to see it: one mail whatever its text looks like, and dated.
+
+    And whether carriage returns in it belong to the files: not if the headers have them too.
+    """
     mail = mail_bytes(patch)
     if mail.startswith((b"From ", b">From ")):
         mail = mail.partition(b"\n")[2]
     head = re.split(rb"\r?\n\r?\n", mail, maxsplit=1)[0]
     if not re.search(rb"^Date:", head, re.MULTILINE | re.IGNORECASE):
         mail = b"Date: Thu, 1 Jan 1970 00:00:00 +0000\n" + mail
-    return mail
+    return mail, b"\r" not in head
 
 
 def _diagnosis(bench: _Bench, content: bytes, said: str) -> tuple[str, str, str]:
     """Which file and hunk it was: asked of `git apply`, as `git am --3way` does not say."""
-    checked = bench.git("apply", "--check", "--cached", "-", stdin=content, check=False)
+    checked = bench.git(
+        "apply", "--check", "--cached", "-", stdin=content, check=False
+    ).stderr.decode("utf-8", "replace")
     if match := _FAILED_HUNK.search(checked):
         file, line = match[1], int(match[2])
         hunks = diff.hunks(content, file)

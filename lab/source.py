@@ -83,11 +83,12 @@ def git(
     stdin: bytes = b"",
     check: bool = True,
     cwd: Path | None = None,
+    wrapper: tuple[str | Path, ...] = (),
     timeout_s: float = 300.0,
 ) -> host.Completed:
-    """Run git on a repository of the lab's own."""
+    """Run git on a repository of the lab's own, within the command `wrapper`."""
     return host.run(
-        ["git", "--no-pager", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
+        [*wrapper, "git", "--no-pager", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
          "-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false", "-c", "core.fileMode=true",
          "-c", "commit.gpgSign=false", "-c", "core.fsmonitor=false", *words],
         env={**OWN_GIT, "GIT_DIR": str(git_dir), **(env or {})},

@@ -131,7 +131,7 @@ def _base(source: Source, cache: Cache, emit: Emit) -> Path:
                         f"the checkout of {source.commit} came out wrong: {wrong}",
                         hint="is the disk sound? lab clean makes the cache anew",
                     )
-            (made / MOUNT_POINT).mkdir(exist_ok=True)
+            _add_mount_point(made)
             store.publish(made, final)
         emit(Event(kind=EventKind.DONE, step=step))
     return final
@@ -143,6 +143,11 @@ def _write_out(source: Source, made: Path, index: Path) -> None:
     git(source.git_dir, "read-tree", source.tree, env=env)
     git(source.git_dir, "checkout-index", "--all", "--quiet", env=env, cwd=made,
         timeout_s=_CHECKOUT_TIMEOUT_S)  # fmt: skip
+
+
+def _add_mount_point(made: Path) -> None:
+    (made / MOUNT_POINT).mkdir(exist_ok=True)
+    (made / MOUNT_POINT).chmod(0o755)
 
 
 def _entries(top: str, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -285,7 +290,7 @@ def _patched(
                     hint=f"remove {base}: the lab makes it anew",
                 )
             made.chmod(0o755)
-            (made / MOUNT_POINT).mkdir(exist_ok=True)
+            _add_mount_point(made)
             store.publish(made, final)
         emit(Event(kind=EventKind.DONE, step="patched tree", text=step.tree[:12]))
     return final
