@@ -2,35 +2,316 @@
 
 from __future__ import annotations
 
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.model import Splat, UserError
+from lab.splat import frames, locks, reading
 from lab.splat.detector import Detector, scan
-from lab.splat.kinds import Kind
+from lab.splat.formats import FORMATS, GATES
+from lab.splat.kinds import ENDS_LOCKDEP, Kind
 
-WARNING = """\
-[    1.000001] ------------[ cut here ]------------
-[    1.000002] WARNING: CPU: 1 PID: 71 at mm/mmap.c:1234 unmap_region+0x1f/0x40
-[    1.000003] Modules linked in:
-[    1.000004] CPU: 1 PID: 71 Comm: stress Not tainted 6.1.192 #1
-[    1.000005] RIP: 0010:unmap_region+0x1f/0x40
-[    1.000006] Call Trace:
-[    1.000007]  <TASK>
-[    1.000008]  do_mas_align_munmap+0x2f/0x400
-[    1.000009]  __x64_sys_munmap+0x10/0x20
-[    1.000010]  </TASK>
-[    1.000011] ---[ end trace 0000000000000000 ]---
-""".splitlines()
+DATA = Path(__file__).parent / "data" / "splat"
+
+# Log, and what is on it: kind, function to blame, whether the machine is lost.
+GUEST: dict[str, list[tuple[Kind, str, bool]]] = {
+    "atomic": [
+        (Kind.ATOMIC_SLEEP, "provoke_atomic", False),
+        (Kind.WARNING, "do_one_initcall", False),
+    ],
+    "bug": [(Kind.BUG, "provoke_bug", True)],
+    "balance": [(Kind.LOCKDEP_UNLOCK_BALANCE, "provoke_balance", False)],
+    "circular": [(Kind.LOCKDEP_CIRCULAR, "provoke_ba", False)],
+    "clean": [],
+    "fs-ext4": [(Kind.FS_CORRUPTION, "htree_dirblock_to_tree", False)],
+    "hung": [
+        (Kind.HUNG_TASK, "provoke_hung", False),
+        (Kind.HUNG_TASK, "provoke_sleeper", False),
+    ]
+    * 4,
+    "inconsistent": [(Kind.LOCKDEP_INCONSISTENT, "provoke_inconsistent", False)],
+    "inversion": [(Kind.LOCKDEP_IRQ_INVERSION, "provoke_tick", False)],
+    "list": [(Kind.LIST_CORRUPTION, "provoke_list_fault", True)],
+    "null": [(Kind.NULL_DEREF, "provoke_null", True)],
+    "oom": [(Kind.OOM, "", False)],
+    "order": [(Kind.LOCKDEP_IRQ_ORDER, "provoke_tick", False)],
+    "panic": [(Kind.PANIC, "", True)],
+    "rcu": [(Kind.RCU_USAGE, "provoke_rcu", False)],
+    "recursive": [(Kind.LOCKDEP_RECURSIVE, "provoke_recursive", False)],
+    "refcount": [
+        (Kind.REFCOUNT, "provoke_refcount", False),
+        (Kind.REFCOUNT, "provoke_init", False),
+    ],
+    "softlockup": [(Kind.SOFT_LOCKUP, "provoke_init", False)] * 2,
+    "stack": [(Kind.STACK_OVERFLOW, "provoke_init", True)],
+    "warn": [(Kind.WARNING, "provoke_warn", False)],
+    "wqleak": [
+        (Kind.WQ_LEAKED_LOCK, "provoke_leak_fn", False),
+        (Kind.LOCKDEP_CIRCULAR, "process_one_work", False),
+    ],
+}
+WRITTEN: dict[str, list[tuple[Kind, str, bool]]] = {
+    "arm64-kasan": [(Kind.KASAN, "filemap_fault", False)],
+    "arm64-oops": [(Kind.NULL_DEREF, "vma_interval_tree_remove", True)],
+    "bad-page": [(Kind.BAD_PAGE, "do_anonymous_page", False)],
+    "filesystems": [
+        (Kind.FS_CORRUPTION, "xfs_dinode_verify", False),
+        (Kind.FS_CORRUPTION, "", False),
+        (Kind.IO_ERROR, "", False),
+        (Kind.FS_ERROR, "", False),
+    ],
+    "hard-lockup": [(Kind.HARD_LOCKUP, "sys_fsync", True)],
+    "held-at-exit": [(Kind.LOCKDEP_HELD_LOCK, "ext4_filemap_fault", False)],
+    "held-at-return": [(Kind.LOCKDEP_HELD_LOCK, "vm_mmap_pgoff", False)],
+    "restart": [(Kind.REBOOT, "", True)],
+    "slab": [(Kind.SLAB_CORRUPTION, "stress_release", False)],
+    "truncated": [(Kind.PAGE_FAULT, "", True)],
+    "two-callers": [(Kind.WARNING, "ext4_rmdir", False), (Kind.WARNING, "provoke_tick", False)],
+    "wait-context": [(Kind.LOCKDEP_WAIT_CONTEXT, "shrink_pool", False)],
+    "warning-new-format": [(Kind.WARNING, "__vma_enter_locked", False)],
+}
+LOGS = [
+    *((DATA / "guest" / f"{name}.log", found) for name, found in GUEST.items()),
+    *((DATA / "written" / f"{name}.log", found) for name, found in WRITTEN.items()),
+]
 
 
-def test_a_warning_is_found_and_charged_to_the_function_that_warned() -> None:
-    (splat,) = scan(WARNING)
-    assert splat.kind == Kind.WARNING
-    assert splat.function == "unmap_region"
-    assert (splat.first_line, splat.last_line) == (1, 11)
-    assert splat.corrupted == ""
-    assert not splat.fatal
+def read(log: Path) -> list[Splat]:
+    return scan(log.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
-def test_feeding_gives_what_scanning_gives() -> None:
+def facts(splats: list[Splat]) -> list[tuple[str, str, bool]]:
+    return [(splat.kind, splat.function, splat.fatal) for splat in splats]
+
+
+@pytest.mark.parametrize(("log", "found"), LOGS, ids=lambda value: getattr(value, "stem", ""))
+def test_what_is_on_a_console(log: Path, found: list[tuple[Kind, str, bool]]) -> None:
+    assert facts(read(log)) == [(str(kind), function, fatal) for kind, function, fatal in found]
+
+
+def test_every_golden_is_in_the_table() -> None:
+    on_disk = set(DATA.rglob("*.log"))
+    assert on_disk == {log for log, _ in LOGS}
+
+
+@pytest.mark.parametrize("block_bytes", [64, 1000, 256 * 1024])
+@pytest.mark.parametrize(("log", "found"), LOGS, ids=lambda value: getattr(value, "stem", ""))
+def test_reading_in_blocks_finds_what_feeding_lines_finds(
+    log: Path,
+    found: list[tuple[Kind, str, bool]],
+    block_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", block_bytes)
+    text = log.read_bytes().decode("utf-8", "replace").removesuffix("\n")
+    blocks = sorted(
+        reading.scan_stream(io.BytesIO(log.read_bytes())), key=lambda splat: splat.first_line
+    )
+    assert blocks == scan(text.split("\n"))
+
+
+def test_splats_are_given_as_soon_as_they_are_over() -> None:
     detector = Detector()
-    fed = [splat for line in WARNING for splat in detector.feed(line)]
-    fed += detector.finish()
-    assert fed == scan(WARNING)
+    lines = (DATA / "guest" / "warn.log").read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if "end trace" in line)
+    given = [splat for line in lines[: end + 1] for splat in detector.feed(line)]
+    assert given == [] and detector.opened == (Kind.WARNING,)
+    later = "[   99.000000][  T999] something else happened"
+    for _ in range(60):
+        given += detector.feed(later)
+    assert [splat.function for splat in given] == ["provoke_warn"]
+    assert detector.finish() == []
+
+
+def test_a_fatal_report_shows_before_it_is_over() -> None:
+    detector = Detector()
+    for line in (DATA / "written" / "arm64-oops.log").read_text().splitlines()[:3]:
+        assert detector.feed(line) == []
+    assert detector.fatal
+
+
+def test_lines_of_two_callers_are_kept_apart() -> None:
+    rmdir, tick = read(DATA / "written" / "two-callers.log")
+    assert "[   10" not in rmdir.text and "timer" not in rmdir.text
+    assert "ext4" not in tick.text
+    assert rmdir.corrupted == tick.corrupted == ""
+
+
+@pytest.mark.parametrize("name", sorted(GUEST))
+def test_a_whole_report_of_a_guest_is_not_called_corrupted(name: str) -> None:
+    for splat in read(DATA / "guest" / f"{name}.log"):
+        assert splat.corrupted == "" and splat.fingerprint
+
+
+def test_a_truncated_report_is_kept_with_its_reason_and_without_a_fingerprint() -> None:
+    (splat,) = read(DATA / "written" / "truncated.log")
+    assert splat.corrupted == "no stack trace"
+    assert splat.fingerprint == ""
+
+
+def test_fingerprints_survive_addresses_cpus_pids_and_clones() -> None:
+    lines = (DATA / "guest" / "circular.log").read_text().splitlines()
+    (splat,) = scan(lines)
+    changed = [
+        line.replace("provoke_ba+0x", "provoke_ba.isra.0+0x1")
+        .replace("ffff8880", "ffff9991")
+        .replace("init/58", "stress/9123")
+        .replace("CPU: 0 PID: 58", "CPU: 7 PID: 9123")
+        .replace("[   T58]", "[ T9123]")
+        for line in lines
+    ]
+    (other,) = scan(changed)
+    assert other.fingerprint == splat.fingerprint != ""
+    assert other.text != splat.text
+
+
+def test_different_bugs_have_different_fingerprints() -> None:
+    seen: dict[str, str] = {}
+    for log, _ in LOGS:
+        for splat in read(log):
+            if splat.fingerprint:
+                assert seen.setdefault(splat.fingerprint, splat.title) == splat.title
+    assert len(seen) > 20
+
+
+def test_lockdep_chains_name_both_locks_and_who_took_them() -> None:
+    (splat,) = read(DATA / "guest" / "circular.log")
+    assert splat.locks == ("provoke_a", "provoke_b")
+    links = locks.chain(splat.text.split("\n"))
+    assert [(link.depth, link.lock) for link in links] == [(1, "provoke_b"), (0, "provoke_a")]
+    assert "provoke_ab" in links[0].stack and "provoke_ba" in links[1].stack
+    assert splat.kind in ENDS_LOCKDEP
+
+
+def test_the_guilty_file_is_no_header_and_no_library() -> None:
+    (splat,) = read(DATA / "guest" / "bug.log")
+    assert splat.file == "drivers/provoke/provoke.c"
+    (splat,) = read(DATA / "guest" / "list.log")
+    assert splat.file == ""  # only lib/list_debug.c is named
+
+
+@pytest.mark.parametrize(
+    ("printed", "name"),
+    [
+        ("do_mmap.isra.0", "do_mmap"),
+        ("do_mmap.part.0.cold", "do_mmap"),
+        ("__x64_sys_munmap", "sys_munmap"),
+        ("__do_sys_munmap", "sys_munmap"),
+        ("__arm64_compat_sys_ioctl", "sys_ioctl"),
+        ("smp_call_function_many_cond", "smp_call_function"),
+        (
+            "_RNvMs3_NtCshgDM7dBCdno_11rust_binder7processNtB5_7Process10update_ref",
+            "<rust_binder::process::Process>::update_ref",
+        ),
+    ],
+)
+def test_names_of_functions(printed: str, name: str) -> None:
+    assert frames.name(printed) == name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    0.1] Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on",
+        "[    1.0] Kernel command line: panic_on_warn=1 oops=panic BUG: no",
+        "[    2.0] EXT4-fs (vda): INFO: recovery required on readonly filesystem",
+        "[    3.0] perf: interrupt took too long (2501 > 2500), lowering kernel.perf_event_max",
+        "[    4.0] traps: a.out[71] general protection fault ip:401136 sp:7ffc error:0 in a.out",
+        "[    5.0] a.out[72]: segfault at 0 ip 0000000000401136 sp 00007ffc error 6 in a.out",
+        "[    6.0] XFS (vdb): Mounting V5 Filesystem",
+        "[    7.0] VFS: Mounted root (ext4 filesystem) readonly on device 254:0.",
+        "[    8.0] rcu: INFO: Stall ended before state dump start",
+        "[    9.0] systemd[1]: WARNING: something of user space's own",
+        "[   10.0] NMI watchdog: Enabled. Permanently consumes one hw-PMU counter.",
+        "[   11.0] ACPI: button: Power Button [PWRF] DEBUG: nothing",
+        "generic/475 WARNING is only a word here",
+    ],
+)
+def test_harmless_lines_raise_no_alarm(line: str) -> None:
+    assert scan([line]) == []
+
+
+def test_the_gate_lets_every_format_through() -> None:
+    # These needles stand after a word of the gate on the same line, as printk has it.
+    behind = {
+        "BUG: ": {"sleeping function called", "while atomic", "preemptible", "soft lockup"}
+        | {"memory leak", "nvalid wait context", "too low!", "chain cache", "locks held"}
+        | {"workqueue lockup", "stack guard page", "Bad rss-counter", "KASAN:", "KFENCE:"}
+        | {"KCSAN:", "KMSAN:", "bad unlock balance", "held lock freed", "lock held when returning"}
+        | {"lock held at task exit"},
+        "WARNING: ": {"possible circular locking", "possible recursive locking"}
+        | {"irq lock inversion", "unsafe lock order", "possible deadlock", "inconsistent"}
+        | {"Nested lock was not taken", "nested lock was not taken", "suspicious RCU usage"}
+        | {"bad contention detected", "chain_key collision"},
+        "INFO: ": {"non-static key", "blocked", "can't die", "stall"},
+        "Kernel panic - not syncing: ": {"corrupted stack end", "kernel stack overflow"}
+        | {"tack is corrupted", "Unable to mount root", "ernel panic"},
+        "Watchdog detected ": {"hard LOCKUP", "LOCKUP"},
+        "Unable to handle kernel ": {"NULL pointer dereference", "nable to handle"},
+        "kernel BUG": {"ernel BUG"},
+        ": 0000 [#1]": {"segment", "invalid opcode", "int3:", "divide", "double fault"},
+        "Filesystem has been shut down": {"been shut down"},
+        "detected": {"detected at", "Corruption"},
+        "(error -28)": {"Transaction aborted"},
+        "error, ": {"FAT-fs"},
+    }
+    for row in FORMATS:
+        if any(gate.strip() in row.needle for gate in GATES):
+            continue
+        before = [words for words, needles in behind.items() if row.needle in needles]
+        assert before and any(gate in before[0] for gate in GATES), row.needle
+
+
+@given(st.lists(st.text(max_size=200), max_size=60))
+def test_no_console_breaks_it(lines: list[str]) -> None:
+    for splat in scan(lines):
+        assert 1 <= splat.first_line <= splat.last_line <= len(lines)
+
+
+@given(st.binary(max_size=4000))
+def test_no_file_breaks_it(raw: bytes) -> None:
+    reading.scan_stream(io.BytesIO(b"BUG: Oops\n" + raw))
+
+
+def test_a_report_without_end_is_bounded() -> None:
+    lines = ["[   1.000000] WARNING: CPU: 0 PID: 1 at mm/mmap.c:1 f+0x1/0x2"]
+    lines += [f"[   1.000001]  g{number}+0x1/0x2" for number in range(5000)]
+    (splat,) = scan(lines)
+    assert splat.last_line <= 1600 and len(splat.text) <= 64 * 1024
+
+
+# --- files, JSON, the terminal -------------------------------------------------------------------
+
+
+def test_json_is_a_list_of_the_documented_objects() -> None:
+    objects = json.loads(reading.to_json(read(DATA / "guest" / "bug.log")))
+    assert objects[0]["kind"] == "bug" and objects[0]["corrupted"] is False
+    needed = {"kind", "title", "first_line", "last_line", "function", "file", "fingerprint"}
+    assert needed <= set(objects[0])
+
+
+def test_what_goes_to_a_terminal_cannot_drive_it() -> None:
+    assert reading.printable("\x1b]0;x\x07\r\n\x9b31mé") == "\\x1b]0;x\\x07\\r\\n\\x9b31mé"
+
+
+def test_a_log_that_cannot_be_read_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.log cannot be read"):
+        reading.read_files([tmp_path / "missing.log"])
+
+
+@pytest.mark.fake
+def test_the_module_runs_as_a_command() -> None:
+    logs = [str(DATA / "written" / "truncated.log"), str(DATA / "guest" / "clean.log")]
+    command = [sys.executable, "-m", "lab.splat"]
+    text = subprocess.run([*command, *logs], capture_output=True, timeout=60, check=False)
+    assert text.returncode == 1
+    assert b"\x1b" not in text.stdout and text.stdout.count(b"\n") == 1
+    clean = subprocess.run([*command, logs[1], "--json"], capture_output=True, timeout=60)
+    assert clean.returncode == 0 and json.loads(clean.stdout) == []

@@ -668,7 +668,8 @@ FORMATS: tuple[Format, ...] = (
         _row(
             needle,
             r"XFS \([^)]*\): (?P<what>Corruption of (?:in-memory data|on-disk metadata)"
-            r"|Corruption detected|Filesystem has been shut down|(?:[Mm]etadata|[Ll]og) I/O [Ee]rror)",
+            r"|Corruption detected|Filesystem has been shut down"
+            r"|(?:[Mm]etadata|[Ll]og) I/O [Ee]rror)",
             Kind.FS_ERROR,
             "XFS: {what}",
             Recipe.NONE,
@@ -679,8 +680,9 @@ FORMATS: tuple[Format, ...] = (
     *(
         _row(
             needle,
-            r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: (?P<what>corrupt(?:ed)? (?:leaf|node)|"
-            r"bad tree block|parent transid verify failed|checksum verify failed|checksum error)",
+            r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: "
+            r"(?P<what>corrupt(?:ed)? (?:leaf|node)|bad tree block|"
+            r"parent transid verify failed|checksum verify failed|checksum error)",
             Kind.FS_CORRUPTION,
             "BTRFS: {what}",
             Recipe.NONE,
