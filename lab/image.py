@@ -29,6 +29,9 @@ IMAGES = Path(__file__).parent.parent / "images"
 RECIPES = IMAGES / "recipes"
 _BUILD = IMAGES / "build-root.sh"
 _SHELL = IMAGES / "shell.sh"
+_OWN_USERS = IMAGES / "own-users.sh"
+_FOREIGN = IMAGES / "foreign.sh"
+_BINFMT = Path("/usr/lib/binfmt.d")  # of qemu-user-static
 
 _BUILD_LIMIT_S = 1800.0  # a foreign architecture through an emulator takes its time
 _ROOMY_BYTES = 4 << 30
@@ -194,41 +197,58 @@ def _sources(suite: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 # --- namespaces ----------------------------------------------------------------------------------
 
 
-def _namespaces() -> tuple[str, ...]:
-    """The words before a command that shall run with its own mounts and processes, as root there.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Words:
+    """The words before a command that shall run with its own mounts and processes, as root."""
 
-    Raises `UserError` where this machine does not let us.
-    """
+    argv: tuple[str | Path, ...]
+    hint: str  # for when it does not work
+
+
+def _namespaces(fifo: Path | None) -> _Words:
+    """With `fifo`, a path where nothing is, root gets its own user namespace too."""
     own = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc")
     if os.geteuid() == 0:
-        words: tuple[str, ...] = ("unshare", *own, "--")
+        around = ("/bin/sh", _OWN_USERS, fifo) if fifo else ()
         hint = "a container needs CAP_SYS_ADMIN (docker run --privileged) to make root images"
-    else:
-        host.tool("newuidmap")
-        words = ("unshare", "--user", "--map-root-user", "--map-auto", *own, "--")
-        name = os.environ.get("USER") or str(os.geteuid())
-        hint = (
-            "a plain user needs user namespaces (sysctl kernel.unprivileged_userns_clone=1) and "
-            "subordinate ids: "
-            f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
-        )
-    probe = host.run((*words, "true"), check=False, timeout_s=30)
+        return _Words(argv=(*around, "unshare", *own, "--"), hint=hint)
+    host.tool("newuidmap")
+    name = os.environ.get("USER") or str(os.geteuid())
+    hint = (
+        "a plain user needs user namespaces (sysctl kernel.unprivileged_userns_clone=1) and "
+        "subordinate ids: "
+        f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}"
+    )
+    users = ("--user", "--map-root-user", "--map-auto")
+    return _Words(argv=("unshare", *users, *own, "--"), hint=hint)
+
+
+def _confine(row: Arch, staging: Path) -> tuple[str | Path, ...]:
+    """The words before a command that makes or uses an image of that architecture, tried out.
+
+    Raises `UserError` where this machine has no such namespaces, or cannot run the programs.
+    """
+    plain = _namespaces(None)
+    probe = host.run((*plain.argv, "true"), check=False, timeout_s=30)
     if probe.status != 0:
-        raise UserError(f"no namespaces for root images: {probe.complaint}", hint=hint)
-    return words
-
-
-def _check_foreign(row: Arch) -> None:
-    """Raises `UserError` unless this machine can run the architecture's programs."""
+        raise UserError(f"no namespaces for root images: {probe.complaint}", hint=plain.hint)
     if platform.machine() == row.machine:
-        return
-    host.tool("arch-test")
-    host.tool(f"qemu-{row.machine}-static")
-    if host.run(("arch-test", row.debian), check=False, timeout_s=60).status != 0:
+        return plain.argv
+    for name in ("arch-test", f"qemu-{row.machine}-static"):
+        host.tool(name)
+    if host.run(("arch-test", row.debian), check=False, timeout_s=60).status == 0:
+        return plain.argv
+    # The machine as a whole has no emulator registered: do it in a namespace, for us alone.
+    conf = _BINFMT / f"qemu-{row.machine}.conf"
+    words = (*_namespaces(staging / "fifo").argv, "/bin/sh", _FOREIGN, conf)
+    probe = host.run((*words, "arch-test", row.debian), check=False, timeout_s=60, leash=True)
+    if probe.status != 0:
         raise UserError(
-            f"this machine does not run {row.name} programs, which a {row.name} image needs",
+            f"this machine does not run {row.name} programs, which a {row.name} image needs: "
+            f"{probe.complaint}",
             hint="sudo apt-get install qemu-user-static binfmt-support (for a container: outside)",
         )
+    return words
 
 
 # --- making an image -----------------------------------------------------------------------------
@@ -266,8 +286,7 @@ def _make(
 ) -> RootImage:
     for name in ("mmdebstrap", "mke2fs"):
         host.tool(name)
-    _check_foreign(row)
-    namespaces = _namespaces()
+    confined = _confine(row, staging)
     sources, options = _sources(recipe.suite)
     work, out = staging / "work", staging / "out"
     work.mkdir()
@@ -278,7 +297,7 @@ def _make(
     where = "tmpfs" if os.geteuid() != 0 or _available_bytes() > _ROOMY_BYTES else "disk"
     host.run(
         (
-            *namespaces,
+            *confined,
             *("/bin/sh", _BUILD, work, where, out, str(recipe.headroom_bytes), identity),
             *mmdebstrap_arguments(row, recipe, work / "root", sources, options),
         ),
@@ -410,7 +429,6 @@ def shell(
     It works on a copy in memory that is gone afterwards; the folders in `bind` are the real
     ones, at their own absolute paths. Raises `UserError` where namespaces are not to be had.
     """
-    _check_foreign(arch_row(image.arch))
     host.tool("debugfs")
     pairs = [str(folder.resolve()) for folder in bind for _ in range(2)]
     with cache.staging() as staging:
@@ -419,6 +437,6 @@ def shell(
         inside = tuple(command) or ("/bin/bash", "-l")
         script: tuple[str | Path, ...] = ("/bin/sh", _SHELL, work, image.path)
         return host.interactive(
-            (*_namespaces(), *script, str(len(bind)), *pairs, *inside),
+            (*_confine(arch_row(image.arch), staging), *script, str(len(bind)), *pairs, *inside),
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
         )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from lab.model import Event, EventKind, LabFault, RootImage, UserError
 from lab.store import Cache
 
 AMD64 = arch_row("x86_64")
+NATIVE = next(name for name, row in ARCHS.items() if row.machine == os.uname().machine)
+FOREIGN = next(name for name in ARCHS if name != NATIVE)
 LEAST = 'suite = "bookworm"\n'
 
 
@@ -249,29 +252,36 @@ int main(int argc, char **argv)
 """
 
 
-@pytest.fixture
-def userland(tmp_path: Path) -> tuple[Cache, RootImage]:
+def make_userland(tmp_path: Path, arch: str) -> tuple[Cache, RootImage]:
     """An image whose /bin/sh is a program of ours: all that a userland needs here."""
     cache = Cache(root=tmp_path / "cache")
-    found = published(cache, size_bytes=32 << 20)
+    found = replace(published(cache, size_bytes=32 << 20), arch=arch)
     tree = tmp_path / "tree"
     (tree / "bin").mkdir(parents=True)
     (tree / "etc").mkdir()
     (tree / "root-only").touch()
     (tmp_path / "inside.c").write_text(INSIDE)
-    host.run(("gcc", "-static", "-o", tree / "bin" / "sh", tmp_path / "inside.c"))
+    row = arch_row(arch)
+    gcc = "gcc" if row.machine == os.uname().machine else f"{row.cross}gcc"
+    host.run((gcc, "-static", "-o", tree / "bin" / "sh", tmp_path / "inside.c"))
     options = ("-q", "-t", "ext4", "-d", tree, "-E", "root_owner=0:0")
     host.run(("mke2fs", *options, found.path))
     return cache, found
 
 
 @pytest.mark.fake
+@pytest.mark.parametrize("arch", ARCHS)
 def test_a_shell_runs_in_a_copy(
-    userland: tuple[Cache, RootImage], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], arch: str
 ) -> None:
-    cache, found = userland
+    cache, found = make_userland(tmp_path, arch)
     before = found.path.read_bytes()
-    status = image.shell(found, cache=cache, command=("/bin/sh", "word"))
+    try:
+        status = image.shell(found, cache=cache, command=("/bin/sh", "word"))
+    except UserError as error:
+        if arch == NATIVE:
+            raise
+        pytest.skip(error.message)  # Linux before 6.7, and no emulator registered
     assert status == 7
     assert "inside word" in capfd.readouterr().out
     assert found.path.read_bytes() == before
@@ -280,8 +290,8 @@ def test_a_shell_runs_in_a_copy(
 
 
 @pytest.mark.fake
-def test_a_bound_folder_is_the_real_one(userland: tuple[Cache, RootImage], tmp_path: Path) -> None:
-    cache, found = userland
+def test_a_bound_folder_is_the_real_one(tmp_path: Path) -> None:
+    cache, found = make_userland(tmp_path, NATIVE)
     shared = tmp_path / "shared"
     shared.mkdir()
     target = shared / "made"
@@ -293,9 +303,8 @@ def test_a_bound_folder_is_the_real_one(userland: tuple[Cache, RootImage], tmp_p
 def test_a_foreign_image_needs_an_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     cache = Cache(root=tmp_path / "cache")
-    foreign = next(name for name, row in ARCHS.items() if row.machine != os.uname().machine)
     with pytest.raises(UserError) as caught:
-        image.root_image(foreign, cache=cache, emit=lambda event: None)
+        image.root_image(FOREIGN, cache=cache, emit=lambda event: None)
     assert "not installed" in caught.value.message and "apt-get" in caught.value.hint
     assert list(cache.sub("images").iterdir()) == []
 
