@@ -220,7 +220,7 @@ async def _run_arch(
     base, patched = built[0], built[1] if len(built) > 1 else None
     if not isinstance(base, Kernel) or not isinstance(patched, Kernel):
         return
-    accelerator = await accel.choose(
+    accelerator = await accel.choose_async(
         name,
         kernel=base.image,
         initramfs=ramfs.result(),

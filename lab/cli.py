@@ -456,7 +456,9 @@ def clean(context: Context, everything: bool, dry_run: bool, older_than: str, as
 # --- the way in --------------------------------------------------------------------------------
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """End make and QEMU in every thread at once, then unwind."""
+    host.abort()
     raise KeyboardInterrupt
 
 
@@ -467,7 +469,8 @@ def main() -> None:
 
 def entry(argv: list[str]) -> int:
     """Run one command line and return its exit code; every failure becomes one message."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         status = cli.main(args=argv, prog_name="lab", standalone_mode=False)
         return int(status or 0)
@@ -475,7 +478,6 @@ def entry(argv: list[str]) -> int:
         error.show()
         return ExitCode.USAGE
     except (KeyboardInterrupt, click.Abort, asyncio.CancelledError):
-        host.abort()
         _complain("interrupted", "nothing is lost: the same command goes on from here")
         return _INTERRUPTED
     except BaseExceptionGroup as group:

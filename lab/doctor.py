@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -256,18 +255,17 @@ def _accelerator(row: Arch, config: Config, cache: Cache, emit: Emit) -> Check:
             found=found,
             hint=f"lab build --arch {row.name}, then lab doctor again: only a boot proves it",
         )
-    with tempfile.TemporaryDirectory(prefix="lab-doctor-"):
-        try:
-            chosen = accel.choose(
-                row.name,
-                kernel=kernel.image,
-                initramfs=initramfs.initramfs(row.name, cache=cache, emit=emit),
-                cache=cache,
-                emit=emit,
-                force=None if config.machine.accel == "auto" else config.machine.accel,
-            )
-        except LabError as error:
-            return Check(name=name, health=Health.MISSING, found=error.message, hint=error.hint)
+    try:
+        chosen = accel.choose(
+            row.name,
+            kernel=kernel.image,
+            initramfs=initramfs.initramfs(row.name, cache=cache, emit=emit),
+            cache=cache,
+            emit=emit,
+            force=None if config.machine.accel == "auto" else config.machine.accel,
+        )
+    except LabError as error:
+        return Check(name=name, health=Health.MISSING, found=error.message, hint=error.hint)
     tried = "".join(f"; {line}" for line in chosen.tried)
     return Check(
         name=name,

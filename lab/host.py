@@ -111,7 +111,7 @@ class CommandFailed(LabFault):
 
 transcript: list[str] = []
 _leashes: set[int] = set()  # our ends of the pipes that keep children alive
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may find its own thread holding it
 _aborted = threading.Event()
 
 
@@ -119,7 +119,7 @@ def abort() -> None:
     """End everything on a leash, in any thread, and let nothing new start: the lab is leaving."""
     _aborted.set()
     with _lock:
-        for fd in _leashes:
+        for fd in tuple(_leashes):
             # The number stays ours until its owner closes it; only the pipe behind it goes.
             os.dup2(_null(), fd, inheritable=False)
 
@@ -226,7 +226,9 @@ def run(
             stack.close()  # closes the leash's pipe: everything below it dies
             if process.poll() is None:
                 if not leash:
-                    process.kill()
+                    # It leads a session of its own: its children go with it.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
