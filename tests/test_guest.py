@@ -25,6 +25,7 @@ from lab import initramfs, wire
 from lab.guest import Detached, Down, Exited, Guest, Refused, TimedOut
 from lab.model import MachineEnd, UserError
 from lab.store import Cache
+from tests.fakeqemu import build_agent
 
 pytestmark = pytest.mark.fake
 T = TypeVar("T")
@@ -33,11 +34,7 @@ T = TypeVar("T")
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The agent for this host."""
-    out = tmp_path_factory.mktemp("guest")
-    subprocess.run(
-        ["make", "-s", "-C", initramfs.SOURCES, f"OUT={out}", f"{out}/agent"], check=True
-    )
-    return out / "agent"
+    return build_agent(tmp_path_factory.mktemp("guest"))
 
 
 @contextlib.asynccontextmanager

@@ -22,8 +22,8 @@ from lab.guest import Down, Exited, Refused, TimedOut
 from lab.machine import Disk, MachineSpec, Timeouts
 from lab.model import Accelerator, LabFault, MachineEnd, UserError
 from lab.store import Cache
+from tests.fakeqemu import build_agent, install
 
-FAKE = Path(__file__).parent / "fakeqemu" / "fake.py"
 GOLDEN = Path(__file__).parent / "data" / "machine"
 TCG = Accelerator(name="tcg", cpu="Nehalem", boot_s=5.0)
 
@@ -111,11 +111,7 @@ def test_a_line_without_end_does_not_fill_memory(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("agent")
-    subprocess.run(
-        ["make", "-s", "-C", initramfs.SOURCES, f"OUT={out}", f"{out}/agent"], check=True
-    )
-    return out / "agent"
+    return build_agent(tmp_path_factory.mktemp("agent"))
 
 
 @pytest.fixture
@@ -123,10 +119,7 @@ def fake_spec(
     tmp_path: Path, agent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., MachineSpec]]:
     """A specification whose QEMU is the stand-in, in the mode that is asked for."""
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    (binaries / "qemu-system-x86_64").symlink_to(FAKE)
-    monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
+    install(tmp_path / "bin", monkeypatch)
 
     def make(
         mode: str, *, boot_s: float = 20, silence_s: float = 20, wall_s: float = 60

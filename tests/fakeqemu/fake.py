@@ -13,6 +13,8 @@ control port. Modes (the first word of the "kernel"):
     panic-plain     panics while it boots, without pvpanic
     silent          boots, then neither console nor agent is heard of again
     deaf            boots, then the agent stops but the console talks on
+    kvm-dies        with -accel kvm it aborts, else ok
+    kvm-spins       with -accel kvm it never boots, else ok
     failed-root     the agent cannot set the guest up
 """
 
@@ -40,6 +42,7 @@ class Fake:
             fields = dict(part.partition("=")[::2] for part in text.split(","))
             self.fds[fields["id"]] = int(fields["fd"])
         self.mode, *self.words = Path(argv[argv.index("-kernel") + 1]).read_text().split()
+        self.accel = argv[argv.index("-accel") + 1].partition(",")[0]
         self.agent_path = argv[argv.index("-initrd") + 1]
         self.qmp = socket.socket(fileno=self.fds["qmp"])
         self.console = socket.socket(fileno=self.fds["console"])
@@ -90,12 +93,17 @@ class Fake:
         )
 
     def boot(self) -> None:
+        if self.mode == "kvm-dies" and self.accel == "kvm":
+            sys.stderr.write("qemu-system-x86_64: error: failed to set MSR 0x10a\nAborted\n")
+            sys.exit(134)
         self.say("[    0.1] Linux version fake")
         match self.mode:
             case "die":
                 sys.stderr.write("fake: could not set up the board\n")
                 sys.exit(3)
             case "hang":
+                pass
+            case "kvm-spins" if self.accel == "kvm":
                 pass
             case "garbage":
                 os.write(self.fds["control"], b"not a frame, not at all")
