@@ -120,9 +120,14 @@ class Cache:
     def staging(self) -> Iterator[Path]:
         """A folder on the cache's own file system, gone at the end; swept later if we die."""
         base = self.sub("staging")
-        with disk_full_explained(base):
-            folder = Path(tempfile.mkdtemp(dir=base))
-        with locked(folder.with_suffix(".lock")):
+        with contextlib.ExitStack() as held:
+            while True:
+                with disk_full_explained(base):
+                    folder = Path(tempfile.mkdtemp(dir=base))
+                    held.enter_context(locked(folder.with_suffix(".lock")))
+                if folder.is_dir():
+                    break
+                held.close()  # a sweep took it in the moment before it was locked
             try:
                 with disk_full_explained(base):
                     yield folder
@@ -134,7 +139,11 @@ class Cache:
         """Remove what dead labs left in staging/. Returns how many folders."""
         swept = 0
         for lock in self.sub("staging").glob("*.lock"):
-            if not is_locked(lock):
+            with lock.open("a") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
                 remove_tree(lock.with_suffix(""))
                 lock.unlink(missing_ok=True)
                 swept += 1

@@ -85,10 +85,12 @@ def _tree(
     source: Source, patches: tuple[Patch, ...], step: Applied, cache: Cache, emit: Emit
 ) -> Tree:
     path = _base(source, cache, emit)
+    os.utime(path)  # in use: the cache drops first what was not used for long
     changed: tuple[RawChange, ...] = ()
     if step.tree != source.tree:
         changed = patching.changes(source, source.tree, step.tree)
         path = _patched(source, step, path, changed, cache, emit)
+        os.utime(path)
     return Tree(
         path=path,
         tree=step.tree,

@@ -76,8 +76,8 @@ def base(repository: Path, cache: Cache, events: list[Event]) -> Source:
 
 @pytest.fixture
 def checkout(cache: Cache, events: list[Event]) -> Checkout:
-    def run(kernel: Source, patches: tuple[Patch, ...] = (), **more: str) -> Tree:
-        return tree.checkout(kernel, patches, cache=cache, emit=events.append, **more)
+    def run(on: Source, patches: tuple[Patch, ...] = (), **more: str) -> Tree:
+        return tree.checkout(on, patches, cache=cache, emit=events.append, **more)
 
     return run
 
@@ -325,11 +325,9 @@ def test_a_base_that_was_written_to_is_noticed(
 # --- what does not apply -----------------------------------------------------------------------
 
 
-def failed(
-    checkout: Checkout, kernel: Source, patches: tuple[Patch, ...], **more: str
-) -> ApplyFailed:
+def failed(checkout: Checkout, on: Source, patches: tuple[Patch, ...], **more: str) -> ApplyFailed:
     with pytest.raises(ApplyFailed) as caught:
-        checkout(kernel, patches, **more)
+        checkout(on, patches, **more)
     return caught.value
 
 
