@@ -29,6 +29,7 @@ _ORDER = (
     CaseState.HUNG,
     CaseState.CRASHED,
 )
+_FAILED = {CaseState.PASSED: False} | dict.fromkeys(FAILING, True)
 _RANK = {state: rank for rank, state in enumerate(_ORDER)}
 
 
@@ -42,9 +43,7 @@ class Answer:
     @property
     def failed(self) -> bool | None:
         """None: it says nothing either way."""
-        if self.state is CaseState.PASSED:
-            return False
-        return True if self.state in FAILING else None
+        return _FAILED.get(self.state)
 
 
 _NOTHING = Answer(state=CaseState.MISSING)
@@ -88,9 +87,9 @@ class Observed:
     def sample(self, case: str) -> Sample:
         sides = {
             side: {
-                repeat: answer.failed
+                repeat: failed
                 for repeat, answer in self.of(side, case).items()
-                if answer.failed is not None
+                if (failed := answer.failed) is not None
             }
             for side in Side
         }
