@@ -112,9 +112,10 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    began = time.monotonic()
     console, progress = Console(), Progress()
-    async with machine.boot(_spec(cell, kit, folder), folder, on_line=console.on_line) as box:
+    spec = _spec(cell, kit, folder)
+    began = time.monotonic()
+    async with machine.boot(spec, folder, on_line=console.on_line) as box:
         if box.guest is not None:
             await _use(cell, kit, box.guest, console, progress, emit)
     wall_s = time.monotonic() - began
