@@ -176,10 +176,12 @@ class Machine:
     async def listen_to_console(self, sock: socket.socket) -> None:
         """Tee the console until QEMU closes it."""
         reader, self._console_writer = await asyncio.open_connection(sock=sock)
-        while data := await reader.read(65536):
-            self._heard = self._loop.time()
-            self._console.feed(data)
-            await asyncio.sleep(0)  # a flood must not starve the watchdogs
+        # A QEMU that dies with keys of ours unread resets the connection.
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                self._heard = self._loop.time()
+                self._console.feed(data)
+                await asyncio.sleep(0)  # a flood must not starve the watchdogs
 
     async def connect_qmp(self, sock: socket.socket) -> None:
         # QEMU may die before it greets; then its exit tells more.

@@ -130,11 +130,13 @@ class Fake:
 
     def serve(self) -> None:
         booted = time.monotonic()
+        # Keys that nobody reads: to its peer such a console ends with a reset.
+        sources = [self.qmp, self.console] if self.mode == "panic" else [self.qmp]
         while True:
-            readable, _, _ = select.select([self.qmp, self.console], [], [], 0.05)
+            readable, _, _ = select.select(sources, [], [], 0.05)
             if self.qmp in readable:
                 self.answer()
-            if self.console in readable and self.console.recv(64) and self.mode == "panic":
+            if self.console in readable and self.console.recv(64):
                 self.panic()
             if self.agent is None:
                 continue
