@@ -161,7 +161,6 @@ def _git(repository: Path, *words: str) -> host.Completed:
         [*GIT, "-C", repository, *words],
         env=READ_ONLY_GIT,
         check=False,
-        leash=True,
         timeout_s=_GIT_TIMEOUT_S,
     )
 

@@ -72,6 +72,7 @@ class _Bench:
             check=check,
             cwd=self.work,
             wrapper=self.wrapper,
+            leash=words[0] == "am",
         )
 
     def start(self, commit: str) -> None:

@@ -84,9 +84,13 @@ def git(
     check: bool = True,
     cwd: Path | None = None,
     wrapper: tuple[str | Path, ...] = (),
+    leash: bool = False,
     timeout_s: float = 300.0,
 ) -> host.Completed:
-    """Run git on a repository of the lab's own, within the command `wrapper`."""
+    """Run git on a repository of the lab's own, within the command `wrapper`.
+
+    `leash` is for what takes long: a question of milliseconds ends by itself if the lab dies.
+    """
     return host.run(
         [*wrapper, "git", "--no-pager", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
          "-c", "core.hooksPath=/dev/null", "-c", "core.autocrlf=false", "-c", "core.fileMode=true",
@@ -95,7 +99,7 @@ def git(
         stdin=stdin,
         cwd=cwd,
         check=check,
-        leash=True,
+        leash=leash,
         timeout_s=timeout_s,
     )  # fmt: skip
 
@@ -296,7 +300,7 @@ def _commit_files(files: Path, repo: Path, message: str) -> tuple[str, str]:
     # loose objects of 1.4 GB. Level 1: the pack is written once and read a few times.
     git(repo, "-c", "core.bigFileThreshold=1", "-c", "core.compression=1", "add", "--all",
         "--force", ".", env={"GIT_WORK_TREE": str(files), "GIT_INDEX_FILE": str(repo / "index")},
-        timeout_s=_IMPORT_TIMEOUT_S)  # fmt: skip
+        leash=True, timeout_s=_IMPORT_TIMEOUT_S)  # fmt: skip
     tree = git(repo, "write-tree").text.strip()
     (repo / "index").unlink()
     commit = git(repo, "commit-tree", tree, "-m", message).text.strip()
@@ -327,7 +331,6 @@ def _ask(directory: Path, *words: str) -> host.Completed:
          "-C", directory, *words],
         env=_USER_GIT,
         check=False,
-        leash=True,
     )  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def _write_out(source: Source, made: Path, index: Path) -> None:
     env = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(made)}
     git(source.git_dir, "read-tree", source.tree, env=env)
     git(source.git_dir, "checkout-index", "--all", "--quiet", env=env, cwd=made,
-        timeout_s=_CHECKOUT_TIMEOUT_S)  # fmt: skip
+        leash=True, timeout_s=_CHECKOUT_TIMEOUT_S)  # fmt: skip
 
 
 def _add_mount_point(made: Path) -> None:
