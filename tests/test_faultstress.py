@@ -33,6 +33,7 @@ NOT_CHANGED = {
     "punch": {"old-data"},
     "mremap": {"without-mapping", "wrong-file", "wrong-page"},
     "fork": {"copy-on-write"},
+    "gup": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
     "mixed": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
 }
 

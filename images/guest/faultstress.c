@@ -38,6 +38,8 @@ static const struct scenario scenarios[] = {
 	  .checks = "copy-on-write keeps parent and child apart" },
 	{ .name = "mixed", .step = step_mixed, .wants_segv = true,
 	  .checks = "munmap, mapfixed, mprotect, mremap and dontneed on the same slots" },
+	{ .name = "gup", .step = step_mixed, .wants_segv = true, .peeks = true,
+	  .checks = "the same where the kernel reads the pages for a system call" },
 };
 
 #define NR_SCENARIOS (sizeof(scenarios) / sizeof(*scenarios))
@@ -103,8 +105,13 @@ static void step_fault(void)
 			return;
 		}
 	}
-	self->op = "read";
-	attempt_read(&a);
+	if (world->options.scenario->peeks && pick(2)) {
+		self->op = "process_vm_readv";
+		attempt_peek(&a);
+	} else {
+		self->op = "read";
+		attempt_read(&a);
+	}
 	if (how >= 5 || a.outcome != GOT_VALUE)
 		return;
 	self->op = "write";
@@ -361,11 +368,13 @@ static const char *counters_json(char *out, size_t size)
 
 	counters_sum(&c);
 	snprintf(out, size, "\"reads\":%llu,\"writes\":%llu,\"swaps_lost\":%llu,\"segv\":%llu,"
-		 "\"sigbus\":%llu,\"zeroes\":%llu,\"changes\":%llu,\"races\":%llu,\"cleans\":%llu,"
+		 "\"sigbus\":%llu,\"efault\":%llu,\"zeroes\":%llu,\"peeks\":%llu,\"changes\":%llu,"
+		 "\"races\":%llu,\"cleans\":%llu,"
 		 "\"faults\":%llu,\"corruptions\":%u,\"sabotaged\":%u",
 		 (unsigned long long)c.reads, (unsigned long long)c.writes,
 		 (unsigned long long)c.swaps_lost, (unsigned long long)c.segv,
-		 (unsigned long long)c.sigbus, (unsigned long long)c.zeroes,
+		 (unsigned long long)c.sigbus, (unsigned long long)c.efault,
+		 (unsigned long long)c.zeroes, (unsigned long long)c.peeks,
 		 (unsigned long long)c.changes, (unsigned long long)c.races,
 		 (unsigned long long)c.cleans, (unsigned long long)faults_now(),
 		 load(&world->corruptions), load(&world->sabotaged));
@@ -428,7 +437,7 @@ static const char *missing(char *out, size_t size)
 	int used;
 
 	counters_sum(&c);
-	used = snprintf(out, size, "%s%s%s%s%s%s%s%s%s%s",
+	used = snprintf(out, size, "%s%s%s%s%s%s%s%s%s%s%s",
 			c.reads ? "" : " reads", c.writes ? "" : " writes",
 			c.changes ? "" : " changes", c.races ? "" : " races",
 			c.cleans ? "" : " cleans",
@@ -436,6 +445,8 @@ static const char *missing(char *out, size_t size)
 			scenario->wants_segv && !c.segv ? " segv" : "",
 			scenario->wants_sigbus && !c.sigbus ? " sigbus" : "",
 			scenario->zeroes && !c.zeroes ? " zeroes" : "",
+			/* EFAULT alone is what a kernel without process_vm_readv() would show. */
+			scenario->peeks && (!c.efault || c.peeks == c.efault) ? " peeks" : "",
 			world->options.sabotage && !load(&world->sabotaged) ? " sabotage" : "");
 	return used ? out + 1 : out;
 }

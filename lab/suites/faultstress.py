@@ -27,6 +27,7 @@ SCENARIOS = (
     "dontneed",
     "fork",
     "mixed",
+    "gup",
 )
 DEFAULT_SCENARIOS = SCENARIOS[:4]
 

@@ -424,6 +424,7 @@ static inline void fork_child(const u64 *private, u64 pattern)
 {
 	u32 bad = 0;
 
+	self->op = "read";
 	for (u32 round = 0; round < 16 && !bad; round++) {
 		struct attempt a = { .slot = &world->slot[pick(world->nr_slots)] };
 

@@ -17,7 +17,8 @@
  *				First stamps over zeroes are kept out while that runs (`gate`), and
  *				other writes expect a word that is gone, so they change nothing.
  *   zeroes			There was a stamp, and no truncation or punch overlapped the access.
- *   without-mapping, write-through-read-only, beyond-end, spurious-sigsegv, spurious-sigbus
+ *   without-mapping, write-through-read-only, beyond-end, spurious-sigsegv, spurious-sigbus,
+ *   spurious-efault
  *				The access succeeded or failed against every phase it may have met.
  */
 #ifndef FAULTSTRESS_CHECK_H
@@ -36,6 +37,7 @@ struct scenario {
 	bool exclusive;		/* no two slots map the same page of a file */
 	bool zeroes;		/* pages lose their content rightly */
 	bool wants_segv, wants_sigbus;	/* seen none: tested nothing */
+	bool peeks;		/* half of the reads are the kernel's (process_vm_readv) */
 };
 
 struct attempt {
@@ -89,15 +91,17 @@ static inline const char *judge_phase(const struct attempt *a, struct entry entr
 	u32 page = entry.base + a->page;
 
 	if (entry.kind == KIND_NONE)
-		return a->outcome == GOT_SEGV ? NULL : "without-mapping";
+		return a->outcome == GOT_SEGV || a->outcome == GOT_EFAULT ? NULL : "without-mapping";
 	if (a->outcome == GOT_SEGV)
 		return a->write && entry.kind == KIND_READ ? NULL : "spurious-sigsegv";
 	if (a->swapped && entry.kind == KIND_READ)
 		return "write-through-read-only";
 	if (page >= entry.limit)
-		return a->outcome == GOT_BUS ? NULL : "beyond-end";
+		return a->outcome != GOT_VALUE ? NULL : "beyond-end";
 	if (a->outcome == GOT_BUS)
 		return "spurious-sigbus";
+	if (a->outcome == GOT_EFAULT)
+		return "spurious-efault";
 	return judge_value(a, entry.file, page);
 }
 
@@ -125,7 +129,7 @@ static inline const char *judge(const struct attempt *a)
 
 static inline const char *outcome_name(enum outcome outcome)
 {
-	static const char * const names[] = { "value", "SIGSEGV", "SIGBUS" };
+	static const char * const names[] = { "value", "SIGSEGV", "SIGBUS", "EFAULT" };
 
 	return names[outcome];
 }
@@ -192,7 +196,7 @@ static inline void report_attempt(const struct attempt *a, const char *kind)
 	       "\"address\":\"%p\",\"word\":%u,\"seq_before\":%llu,\"seq_after\":%llu,"
 	       "\"mapped\":\"%s\",\"file\":%u,\"page\":%u,\"pages\":%u,\"done\":%llu,"
 	       "\"floor\":%llu,\"clock\":%llu,\"seen\":\"%s\",\"again\":\"%s\",\"pread\":\"%s\"",
-	       kind, self->number, a->write ? "write" : "read", a->swapped ? "true" : "false",
+	       kind, self->number, self->op, a->swapped ? "true" : "false",
 	       (u32)(a->slot - world->slot), (void *)address, a->word,
 	       (unsigned long long)a->s1, (unsigned long long)a->s2,
 	       a->first.kind == KIND_NONE ? "none" : a->first.kind == KIND_READ ? "read" : "write",
@@ -214,10 +218,9 @@ static inline void attempt_begin(struct attempt *a)
 	barrier_full();
 }
 
-static inline void attempt_end(struct attempt *a)
+/* NULL, or the kind of the corruption. */
+static inline const char *attempt_close(struct attempt *a)
 {
-	const char *kind;
-
 	barrier_full();
 	a->s2 = load(&a->slot->seq);
 	if (!attempt_quiet(a))
@@ -226,9 +229,17 @@ static inline void attempt_end(struct attempt *a)
 		count(segv);
 	else if (a->outcome == GOT_BUS)
 		count(sigbus);
+	else if (a->outcome == GOT_EFAULT)
+		count(efault);
 	else if (a->value == 0)
 		count(zeroes);
-	kind = judge(a);
+	return judge(a);
+}
+
+static inline void attempt_end(struct attempt *a)
+{
+	const char *kind = attempt_close(a);
+
 	if (!kind)
 		return;
 	if (a->outcome == GOT_BUS)
@@ -249,6 +260,27 @@ static inline void attempt_read(struct attempt *a)
 	a->outcome = access_load(attempt_address(a), &a->value);
 	count(reads);
 	attempt_end(a);
+}
+
+/*
+ * Nothing promises that the kernel copies 8 bytes in one piece, so a single bad word may be torn
+ * by a writer. What a stale page-table entry shows is still there at the second look.
+ */
+static inline void attempt_peek(struct attempt *a)
+{
+	const char *kind = NULL;
+
+	a->write = a->swapped = false;
+	for (u32 tries = 0; tries < 2; tries++) {
+		a->value = 0;
+		attempt_begin(a);
+		a->outcome = access_peek(attempt_address(a), &a->value);
+		count(peeks);
+		kind = attempt_close(a);
+		if (!kind)
+			return;
+	}
+	report_attempt(a, kind);
 }
 
 /* Replace `expected` (0: a first stamp over zeroes in `file`, `page`) by its next generation. */

@@ -68,7 +68,7 @@ enum call { CALL_MUNMAP, CALL_MMAP, CALL_MPROTECT, CALL_TRUNCATE, CALL_MREMAP, C
 	    CALL_PUNCH, CALL_FORK, NR_CALLS };
 
 struct counters {
-	u64 reads, writes, swaps_lost, segv, sigbus, zeroes, changes, races, cleans;
+	u64 reads, writes, swaps_lost, segv, sigbus, efault, zeroes, peeks, changes, races, cleans;
 };
 
 struct thread {
