@@ -366,6 +366,7 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         repeats=config.run.repeats,
         max_repeats=config.run.max_repeats,
         changed_files=planned.subject.patched.changed,
+        counters=planned.subject.series.counters,
     )
 
 

@@ -116,6 +116,9 @@ class Series:
     fragment: str = ""  # Kconfig lines that only the patched side gets (series.toml)
     cover: str = ""  # text of the cover letter, if there is one
     suites: tuple[str, ...] = ()  # suites that series.toml asks for
+    # Names in /proc/vmstat that must rise on the patched side: a run in which one of them stays 0
+    # has not tested the series (series.toml).
+    counters: tuple[str, ...] = ()
 
 
 class Side(StrEnum):

@@ -60,6 +60,7 @@ class _Toml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: tuple[str, ...] = ()
     suites: tuple[str, ...] = ()
     cover: str | None = None
+    counters: tuple[str, ...] = ()
 
 
 def split_mbox(raw: bytes) -> list[bytes]:
@@ -122,6 +123,7 @@ def parse(
         fragment="".join(f"{line}\n" for line in settings.config),
         cover=settings.cover or cover or (_cover_text(letter) if letter else ""),
         suites=settings.suites,
+        counters=settings.counters,
     )
 
 

@@ -47,6 +47,7 @@ class JudgeInput:
     changed_files: tuple[str, ...] = ()  # by the series
     level: float = LEVEL  # chance that a series which changes nothing is called regressed
     faults: tuple[str, ...] = ()  # what the lab itself could not do
+    counters: tuple[str, ...] = ()  # of /proc/vmstat: each must rise on the patched side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +230,7 @@ def judge(given: JudgeInput) -> Verdict:
     for arch in _evidence(given):
         _judge_arch(arch, given, docket)
     docket.gather()
+    docket.doubts += _idle_counters(given)
     if not given.archs or not given.cases:
         docket.doubts.append("no case was planned: nothing could be shown")
     elif not docket.doubts and not any(case.base.passed for case in docket.cases):
@@ -254,6 +256,22 @@ def judge(given: JudgeInput) -> Verdict:
         reasons=reasons,
     )
     return wording.with_sentence(verdict, title=given.title, archs=given.archs)
+
+
+def _idle_counters(given: JudgeInput) -> list[str]:
+    """Counters of the series that no patched trial raised: what they count was not tested."""
+    doubts: list[str] = []
+    for arch in given.archs:
+        read = [
+            trial.vmstat
+            for trial in given.trials
+            if trial.cell.arch == arch and trial.cell.side is Side.PATCHED and trial.vmstat
+        ]
+        idle = [name for name in given.counters if not any(stat.get(name) for stat in read)]
+        if idle:
+            told = f"{wording.listed(idle)} in /proc/vmstat stayed 0 on the patched side"
+            doubts.append(f"{arch}: {told}: what the series does was not exercised")
+    return doubts
 
 
 def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
