@@ -463,7 +463,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "ernel BUG",
-        r"[kK]ernel BUG (?:at|in) (?P<what>\S+)",
+        r"[kK]ernel BUG\b",
         Kind.BUG,
         "kernel BUG in {function}",
         Recipe.PC,
