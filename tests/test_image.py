@@ -63,9 +63,10 @@ def published(cache: Cache, size_bytes: int = 1 << 20, name: str = "default") ->
 # --- recipes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ARCHS)
-def test_the_default_recipe_reads_for_every_architecture(name: str) -> None:
-    recipe = image.read_recipe("default", arch_row(name))
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name", sorted(path.stem for path in image.RECIPES.glob("*.toml")))
+def test_every_recipe_reads_for_every_architecture(name: str, arch: str) -> None:
+    recipe = image.read_recipe(name, arch_row(arch))
     assert {"e2fsprogs", "xfsprogs", "btrfs-progs", "util-linux"} <= set(recipe.packages)
 
 
