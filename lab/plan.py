@@ -25,7 +25,11 @@ class Matrix:
 
 
 def rounds(
-    matrix: Matrix, base: Kernel, patched: Kernel, repeats: range, cases: Sequence[str] | None = None
+    matrix: Matrix,
+    base: Kernel,
+    patched: Kernel,
+    repeats: range,
+    cases: Sequence[str] | None = None,
 ) -> tuple[Cell, ...]:
     """Cells for `repeats`, base and patched interleaved (A B B A A B ...).
 
