@@ -179,14 +179,14 @@ def test_a_boot_that_hangs_is_examined(
     fake_spec: Callable[..., MachineSpec], tmp_path: Path
 ) -> None:
     started = time.monotonic()
-    box, _ = live(fake_spec("hang", boot_s=1), tmp_path)
+    box, _ = live(fake_spec("hang", boot_s=4), tmp_path)
     assert box.guest is None
-    assert (box.end, box.detail) == (MachineEnd.HUNG_BOOT, "no hello within 1 s")
-    assert time.monotonic() - started < 15
+    assert (box.end, box.detail) == (MachineEnd.HUNG_BOOT, "no hello within 4 s")
+    assert time.monotonic() - started < 30
     hang = (tmp_path / "hang.txt").read_text()
     assert '"running": true' in hang and "CPU#0 answered info registers -a" in hang
     console = (tmp_path / "console.log").read_text()
-    assert console.count("fake: break") == 3 and "lab: no hello within 1 s" in console
+    assert console.count("fake: break") == 3 and "lab: no hello within 4 s" in console
 
 
 @pytest.mark.fake
