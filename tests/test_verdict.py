@@ -98,6 +98,7 @@ def test_fisher_of_the_lady_tasting_tea() -> None:
     assert fisher(0, 4, 4, 4) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
 def test_fisher_is_a_probability_and_falls_with_evidence(
     m: int, n: int, data: st.DataObject
@@ -125,6 +126,7 @@ def test_discoveries_steps_up() -> None:
     assert discoveries([], 0) == []
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.sampled_from([0.05, 0.01, 0.001]))
 def test_looks_share_the_level_and_stay_in_the_budget(budget: int, level: float) -> None:
     plan = looks(budget, level)
@@ -194,6 +196,13 @@ def test_one_failure_that_many_fresh_runs_rule_out_is_flaky() -> None:
     assert verdict.outcome is Outcome.CLEAN
     assert the_case(verdict).comparison is Comparison.FLAKY
     assert any("rule out" in reason for reason in verdict.reasons)
+
+
+def test_fresh_failures_of_the_base_alone_dismiss_nothing() -> None:
+    """Cut off between the sides of a repeat: the base failed afresh, the series did not run."""
+    trials = states(B, PASS, PASS, FAIL) + states(P, FAIL, FAIL)
+    assert judge(judged(trials)).outcome is Outcome.INCONCLUSIVE
+    assert judge(judged(trials, max_repeats=3)).outcome is Outcome.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
@@ -558,14 +567,16 @@ def test_a_splat_in_a_case_is_only_missed_where_the_case_ran() -> None:
 # --- the truth ---------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 def test_few_series_that_change_nothing_are_called_regressed() -> None:
     flaky = tuple((rate, rate) for rate in (0.05, 0.2, 0.3, 0.5))
-    got = score(Truth(name="flaky", rates=flaky), THOROUGH, runs=500, seed=7)
+    got = score(Truth(name="flaky", rates=flaky), THOROUGH, runs=200, seed=7)
     assert got.regressed <= LEVEL
 
 
+@pytest.mark.timeout(600)
 def test_few_cases_that_get_worse_by_thirty_points_are_missed() -> None:
-    got = score(Truth(name="0 -> 30 %", rates=((0, 0), (0, 0.3))), THOROUGH, runs=500, seed=7)
+    got = score(Truth(name="0 -> 30 %", rates=((0, 0), (0, 0.3))), THOROUGH, runs=200, seed=7)
     assert got.regressed >= 0.95
     assert got.clean <= 0.05
 

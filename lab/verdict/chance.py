@@ -158,11 +158,14 @@ def suspicion(sample: Sample, repeats: int) -> tuple[Lean, int]:
 
     Runs after these did not choose the sample, so a test on them alone is honest.
     """
-    for seen in range(repeats, max(repeats, sample.attempted) + 1):
-        base = [bad for repeat, bad in sample.base.items() if repeat < seen]
-        patched = [bad for repeat, bad in sample.patched.items() if repeat < seen]
-        worse = sum(patched) * len(base) - sum(base) * len(patched)
-        if worse:
+    bad, runs = {True: 0, False: 0}, {True: 0, False: 0}  # with the series: True
+    for seen in range(1, max(repeats, sample.attempted) + 1):
+        for series, side in ((True, sample.patched), (False, sample.base)):
+            failed = side.get(seen - 1)
+            bad[series] += failed is True
+            runs[series] += failed is not None
+        worse = bad[True] * runs[False] - bad[False] * runs[True]
+        if worse and seen >= repeats:
             return (Lean.WORSE if worse > 0 else Lean.BETTER), seen
     return Lean.NONE, repeats
 

@@ -451,9 +451,9 @@ def _suspicious(weighed: Weighed) -> bool:
     """
     if weighed.lean is not Lean.WORSE:
         return False
-    if weighed.standing not in (Standing.OPEN, Standing.UNDECIDED):
-        return False
-    if not weighed.base:
+    if weighed.standing is not Standing.UNDECIDED:
+        return weighed.standing is Standing.OPEN  # whoever judges too early hears so
+    if not weighed.base or not weighed.patched_runs:
         return True
     return weighed.patched * weighed.base_runs > weighed.base * weighed.patched_runs
 
