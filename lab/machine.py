@@ -198,8 +198,10 @@ class Machine:
 
     async def connect_qmp(self, sock: socket.socket) -> None:
         # QEMU may die before it greets; then its exit tells more.
+        # A descriptor of its own: were ours closed under a transport that a failed disconnect
+        # left open, asyncio would mistake the next socket of that number for it.
         with contextlib.suppress(QMPError, OSError):
-            await self._qmp.connect(sock)
+            await self._qmp.connect(sock.dup())
 
     async def disconnect_qmp(self) -> None:
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
