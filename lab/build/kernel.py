@@ -112,7 +112,8 @@ def _stored(folder: Path, side: Side) -> Kernel | None:
     """The kernel in `folder`, if it is whole; what is damaged is removed."""
     kernel = _read(folder / "record.json", Kernel)
     image = folder / "image"
-    if kernel is None or not image.is_file() or sha256_file(image) != kernel.image_sha256:
+    whole = all((folder / name).is_file() for name in ("image", "vmlinux", "config"))
+    if kernel is None or not whole or sha256_file(image) != kernel.image_sha256:
         remove_tree(folder)
         return None
     # The cache may have moved since, and a kernel knows no side: equal trees are equal kernels.
@@ -450,7 +451,7 @@ class _Job:
             sandbox=self.bench.kind,
             warnings=self._warnings(log, compiled, seed),
         )
-        _flush([out / "image", out / "vmlinux", out / "config"])
+        _flush([out / "image", out / "config"])  # vmlinux is large, and only explains splats
         write_atomically(out / "record.json", encode(kernel))
         publish(out, self.final)
         remove_tree(self.partial)
