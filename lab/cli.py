@@ -334,9 +334,12 @@ def image_list(context: Context, as_json: bool) -> int:
 def image_shell(
     context: Context, arch: str, bind: tuple[Path, ...], command: tuple[str, ...]
 ) -> int:
-    """A shell (or COMMAND) in the userland of an image, on a throw-away copy."""
+    """A shell (or COMMAND) in the userland of an image with a compiler, on a throw-away copy.
+
+    With --bind DIR, what is built in DIR runs in the guests of ARCH.
+    """
     with context.progress() as progress:
-        root = image.root_image(arch, cache=context.cache, emit=progress.emit)
+        root = image.root_image(arch, recipe="build", cache=context.cache, emit=progress.emit)
     return image.shell(root, cache=context.cache, bind=bind, command=command)
 
 

@@ -75,7 +75,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 class Faultstress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     filesystems: tuple[str, ...] = ("ext4", "xfs", "tmpfs")
-    scenarios: tuple[str, ...] = ()  # empty: all of them
+    scenarios: tuple[str, ...] = ()  # empty: munmap, mapfixed, mprotect, truncate
     duration_s: float = 5.0
     threads: int = 4
 
