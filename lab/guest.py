@@ -120,6 +120,7 @@ class _Command:
         self, number: int, limit_bytes: int, on_output: Callable[[bytes], None] | None
     ) -> None:
         self.number = number
+        self.name = ""  # of the program, for messages
         self.out = _Capture(limit_bytes)
         self.err = _Capture(limit_bytes)
         self.on_output = on_output
@@ -171,6 +172,7 @@ class Guest:
         command = self._open(limit_bytes, on_output)
         try:
             message = _exec(command.number, argv, timeout_s=timeout_s, env=env, cwd=cwd)
+            command.name = argv[0]
             ended = await self._ask(command, message, stdin, timeout_s + GRACE_S)
         finally:
             self._close(command)
@@ -253,6 +255,7 @@ class Guest:
             terminal=(rows, columns),
         )
         loop = asyncio.get_running_loop()
+        command.name = argv[0]
         with _raw_mode(tty_fd):
             await self._send(message)
             keys = asyncio.create_task(self._forward_keys(command, tty_fd))
@@ -479,10 +482,11 @@ def _outcome(ended: wire.Exit | wire.Error, command: _Command) -> Exited | Timed
         return Exited(
             status=status,
             stdout=stdout,
-            stderr=stderr,
+            # As a shell would have said it; `error` tells it from a program's own words.
+            stderr=stderr or f"{command.name}: {ended.text}\n".encode("utf-8", "surrogateescape"),
             duration_s=0.0,
             truncated=truncated,
-            error=ended.text or f"errno {ended.errno}",
+            error=f"{command.name}: {ended.text or f'errno {ended.errno}'}",
         )
     duration_s = ended.duration_us / 1e6
     if ended.kind is wire.ExitKind.TIMED_OUT:

@@ -116,6 +116,7 @@ def test_what_cannot_be_started(
     result = with_agent(agent, lambda guest: guest.run(argv, timeout_s=10, cwd=cwd))
     assert isinstance(result, Exited)
     assert result.status == status and reason in result.error
+    assert reason.encode() in result.stderr and argv[0].encode() in result.stderr
 
 
 def test_environment_and_folder(agent: Path) -> None:

@@ -8,6 +8,7 @@ import errno
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -446,3 +447,72 @@ def test_a_real_boot_that_hangs_shows_its_registers(real_spec: MachineSpec, tmp_
     box, _ = live(spec, tmp_path)
     assert box.guest is None and box.end is MachineEnd.HUNG_BOOT
     assert "RIP=" in (tmp_path / "hang.txt").read_text()
+
+
+@pytest.mark.vm
+def test_a_real_hang_is_made_to_talk(real_spec: MachineSpec, tmp_path: Path) -> None:
+    """An init that never says hello: the kernel answers sysrq on its serial line."""
+    source = tmp_path / "idle.c"
+    source.write_text("#include <unistd.h>\nint main(void) { for (;;) pause(); }\n")
+    program = tmp_path / "idle"
+    subprocess.run(["gcc", "-static", "-o", program, source], check=True, timeout=60)
+    entries = (
+        initramfs.Entry(path="dev", mode=stat.S_IFDIR | 0o755),
+        initramfs.Entry(path="dev/console", mode=stat.S_IFCHR | 0o600, device=(5, 1)),
+        initramfs.Entry(path="init", mode=stat.S_IFREG | 0o755, content=program.read_bytes()),
+    )
+    archive = tmp_path / "idle.cpio"
+    archive.write_bytes(initramfs.archive(entries))
+    lines: list[str] = []
+
+    async def main() -> machine.Machine:
+        spec = dataclasses.replace(
+            real_spec, initramfs=archive, timeouts=Timeouts(boot_s=25, silence_s=30, wall_s=110)
+        )
+        async with machine.boot(
+            spec, tmp_path / "t", on_line=lambda number, text: lines.append(text)
+        ) as box:
+            assert box.guest is None
+        return box
+
+    box = asyncio.run(main())
+    assert box.end is MachineEnd.HUNG_BOOT
+    console = (tmp_path / "t" / "console.log").read_text()
+    asked = console.partition("lab: no hello within 25 s")[2]
+    assert "sysrq: Show Blocked State" in asked and "sysrq: Show backtrace of all" in asked
+    # What the lab provoked is no finding about the kernel.
+    assert not any("sysrq" in line for line in lines)
+    hang = (tmp_path / "t" / "hang.txt").read_text()
+    assert "RIP=" in hang and '"status": "running"' in hang
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_real_root_disk_is_entered(
+    real_spec: MachineSpec, tmp_path: Path, readonly: bool
+) -> None:
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    for name in ("lab", "proc", "sys", "dev", "run", "tmp"):
+        (root / name).mkdir()
+    (root / "etc").write_text("of the disk\n")
+    source = tmp_path / "look.c"
+    source.write_text(
+        "#include <unistd.h>\n#include <stdio.h>\n"
+        'int main(void) { printf("%d %d %d %d\\n", access("/etc", R_OK), access("/lab/bin",'
+        ' X_OK), access("/sys/block", R_OK), access("/dev/disk/by-lab/root", F_OK)); }\n'
+    )
+    subprocess.run(["gcc", "-static", "-o", root / "bin" / "look", source], check=True, timeout=60)
+    disk = tmp_path / "root.ext4"
+    subprocess.run(
+        ["/sbin/mke2fs", "-q", "-t", "ext4", "-d", root, disk, "16M"], check=True, timeout=60
+    )
+    spec = dataclasses.replace(
+        real_spec,
+        disks=(Disk(path=disk, format="raw", readonly=readonly, serial="root"),),
+        append="lab.root=root",
+    )
+    box, answer = live(spec, tmp_path / "t", "/bin/look")
+    assert isinstance(answer, Exited), (answer, box.detail)
+    assert answer.stdout == b"0 0 0 0\n"
+    assert box.end is MachineEnd.POWERED_OFF
