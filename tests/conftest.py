@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,25 @@ def make_lab(tmp_path: Path) -> MakeLab:
         return Lab(runs=tmp_path / "runs", config=config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def boot_kernel() -> Path:
+    """The bzImage of the default base kernel, built into the user's cache unless it is there.
+
+    LAB_TEST_KERNEL names another one.
+    """
+    if named := os.environ.get("LAB_TEST_KERNEL"):
+        return Path(named)
+    program = Path(sys.executable).with_name("lab")
+    done = subprocess.run(
+        [program, "--quiet", "build", "--arch", "x86_64", "--json"],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=3000,
+    )
+    (kernel,) = json.loads(done.stdout)
+    return Path(kernel["image"])
 
 
 @pytest.fixture

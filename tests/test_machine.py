@@ -368,14 +368,6 @@ asyncio.run(main())
 # --- a real kernel -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def boot_kernel() -> Path:
-    path = os.environ.get("LAB_TEST_KERNEL")
-    if not path:
-        pytest.skip("LAB_TEST_KERNEL names no bzImage")
-    return Path(path)
-
-
 @pytest.fixture
 def real_spec(boot_kernel: Path, tmp_path: Path) -> MachineSpec:
     cache = Cache(root=tmp_path / "cache")
