@@ -31,6 +31,7 @@ from lab.model import (
     Splat,
     Trial,
 )
+from lab.splat import taint
 from lab.splat.detector import Detector
 from lab.store import write_atomically
 from lab.suites.protocol import PlannedCase, Suite
@@ -243,7 +244,8 @@ def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResul
     if result.state is CaseState.PASSED and before.lockdep_alive is False:
         return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
     if after.taint != before.taint:
-        message = f"kernel taint went from {before.taint} to {after.taint}"
+        letters = taint.letters(after.taint & ~before.taint)
+        message = f"the kernel became tainted ({letters})"
         joined = f"{result.message}; {message}" if result.message else message
         # A taint needs a report beside it; until one is found it is a missed splat.
         state = CaseState.FAILED if result.state is CaseState.PASSED else result.state
