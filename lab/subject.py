@@ -85,7 +85,7 @@ def take(request: Request, cache: Cache, emit: Emit) -> Subject:
     if kernel.dirty:
         text = f"{kernel.name} has uncommitted changes; they are not part of the test"
         emit(Event(kind=EventKind.WARNING, step="source", text=text))
-    patched = checkout(kernel, series.patches, cache=cache, emit=emit)
+    patched = checkout(kernel, series.patches, cache=cache, emit=emit, kernel=series.kernel)
     base = checkout(kernel, (), cache=cache, emit=emit)
     return Subject(series=series, source=kernel, base=base, patched=patched)
 
