@@ -80,6 +80,8 @@ def examine(config: Config, *, cache: Cache, emit: Emit, boot: bool = True) -> t
     """All checks for the architectures of `config`. With `boot`, KVM is proven by a real boot."""
     rows = [arch_row(name) for name in config.arch]
     checks = [_tool(tool) for tool in _TOOLS]
+    if os.geteuid() != 0:
+        checks.append(_tool(Tool(name="newuidmap", use="root images without being root")))
     for row in rows:
         checks.append(_tool(Tool(name=row.qemu, use=f"{row.name} guests")))
         checks += _foreign(row)
@@ -145,16 +147,12 @@ def _foreign(row: Arch) -> list[Check]:
 
 
 def _headers() -> list[Check]:
-    if shutil.which("gcc") is None:
-        return []
+    """Whether the compiler finds them; without a compiler they count as missing too."""
+    have_compiler = shutil.which("gcc") is not None
     checks: list[Check] = []
     for header, package in _HEADERS.items():
-        probe = host.run(
-            ["gcc", "-E", "-x", "c", "-"],
-            stdin=f"#include <{header}>\n".encode(),
-            check=False,
-        )
-        if probe.status == 0:
+        include = f"#include <{header}>\n".encode()
+        if have_compiler and not _preprocess(include).status:
             checks.append(Check(name=header, health=Health.OK, found=package))
         else:
             checks.append(
@@ -167,6 +165,10 @@ def _headers() -> list[Check]:
                 )
             )
     return checks
+
+
+def _preprocess(source: bytes) -> host.Completed:
+    return host.run(["gcc", "-E", "-x", "c", "-"], stdin=source, check=False)
 
 
 def _disk(config: Config) -> Check:

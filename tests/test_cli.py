@@ -78,7 +78,7 @@ def test_an_empty_series(tmp_path: Path) -> None:
     ("old", "new", "reason"),
     [
         ("mm/truncate.c", "../../etc/passwd", "../../etc/passwd"),
-        ("100644", "120000", "symlink"),
+        ("100644", "120000", "symbolic link"),
     ],
 )
 def test_a_hostile_patch_is_refused_before_anything_is_built(
@@ -125,6 +125,14 @@ def test_a_missing_qemu_is_told_before_anything_is_done(tmp_path: Path) -> None:
     assert "qemu-system-x86_64 is not installed" in done.stderr
     assert "apt-get install qemu-system-x86" in done.stderr
     assert not (cache / "sources").exists()
+
+
+def test_an_empty_machine_gets_the_whole_list(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    names = lab("-q", "doctor", "--packages", env={"PATH": str(tmp_path / "bin")}).stdout.split()
+    wanted = {"gcc", "make", "flex", "bison", "bc", "libelf-dev", "libssl-dev", "libc6-dev"}
+    wanted |= {"qemu-system-x86", "qemu-utils", "mmdebstrap", "ccache", "bubblewrap", "git"}
+    assert wanted <= set(names)
 
 
 def test_doctor_as_json() -> None:
