@@ -558,6 +558,19 @@ def test_numbers_are_apart_only_beyond_chance(runs: int, among: int, apart: bool
     assert not overlapping.apart(1)
 
 
+def test_times_are_shown_in_a_unit_that_fits_both_sides() -> None:
+    metric = view.Metric(
+        arch="x86_64", case="c", name="mmap_p99_us", base=(219_997.0,), patched=(1_500_000.0,)
+    )
+    plot = html._plot(metric, apart=False)
+    assert (plot.name, plot.base_median, plot.patched_median, plot.unit) == (
+        "mmap p99",
+        pytest.approx(219.997),
+        pytest.approx(1500),
+        "ms",
+    )
+
+
 def test_page_shows_times_first_and_all_other_numbers_folded() -> None:
     def answer(of: Cell) -> Trial:
         results = tuple(

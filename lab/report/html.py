@@ -37,6 +37,7 @@ _CASES_WITH_LOGS = 40
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _ANSI = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 
+_TIMES = ("ns", "µs", "ms", "s")
 _TELLING = ("_per_s", "p50_us", "p99_us", "p50_ns", "p99_ns", "_s")
 _SPEED_ROWS = 60
 _NUMBER_ROWS = 600
@@ -349,6 +350,8 @@ def _plot(metric: view.Metric, apart: bool) -> _Plot:
             name, unit = name.removesuffix(suffix), symbol
             break
     before, after = statistics.median(metric.base), statistics.median(metric.patched)
+    while unit in _TIMES[:-1] and min(before, after) >= 1000:
+        before, after, unit = before / 1000, after / 1000, _TIMES[_TIMES.index(unit) + 1]
     return _Plot(
         metric=metric,
         apart=apart,
