@@ -563,12 +563,9 @@ def test_times_are_shown_in_a_unit_that_fits_both_sides() -> None:
         arch="x86_64", case="c", name="mmap_p99_us", base=(219_997.0,), patched=(1_500_000.0,)
     )
     plot = html._plot(metric, apart=False)
-    assert (plot.name, plot.base_median, plot.patched_median, plot.unit) == (
-        "mmap p99",
-        pytest.approx(219.997),
-        pytest.approx(1500),
-        "ms",
-    )
+    assert (plot.name, plot.unit) == ("mmap p99", "ms")
+    assert plot.base_median == pytest.approx(219.997)
+    assert plot.patched_median == pytest.approx(1500)
 
 
 def test_page_shows_times_first_and_all_other_numbers_folded() -> None:
