@@ -27,7 +27,7 @@ suites = ["boot", "faultstress"]
 [run]
 repeats = 1
 [faultstress]
-filesystems = ["tmpfs"]
+filesystems = ["ext4"]
 scenarios = ["truncate"]
 duration_s = 2
 """
@@ -110,7 +110,7 @@ def test_data_corruption_is_told_from_chance(make_lab: MakeLab) -> None:
     lab = make_lab(QUICK)
     lab("run", "--patch", SERIES / "wrong-page", expect=1)
     record = record_of(lab)
-    case = "faultstress/tmpfs/truncate"
+    case = "faultstress/ext4/truncate"
     (verdict,) = [v for v in record["verdict"]["cases"] if v["name"] == case]
     assert verdict["comparison"] == "regressed"
     assert verdict["patched"]["failed"] >= 2
