@@ -21,7 +21,7 @@ test: setup ## all tests: pure, fake, and with real kernels
 	$(VENV)/bin/pytest
 
 .PHONY: check
-check: setup ## the tests that need no kernel (a minute)
+check: setup ## the tests that need no kernel
 	$(VENV)/bin/pytest -m "not vm"
 
 .PHONY: bench

@@ -69,7 +69,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """How often cases run on each side: `repeats` always, up to `max_repeats` for suspects."""
 
     repeats: int = 2
-    max_repeats: int = 8
+    max_repeats: int = 16  # a flake can be dropped after 13 quiet fresh runs, not before
     seed: int = 1
 
 

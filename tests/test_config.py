@@ -38,7 +38,7 @@ def test_values_arrive() -> None:
         ("[machine]\ncpus = 0", "machine.cpus: 0 is below 1", ""),
         ("[machine]\nmemory = 'lots'", "'lots' is not a size", "512M"),
         ("[machine]\naccel = 'warp'", "machine.accel: 'warp'", "kvm"),
-        ("[run]\nrepeats = 9", "run.max_repeats: 8 is below 9", ""),
+        ("[run]\nrepeats = 17", "run.max_repeats: 16 is below 17", ""),
         ("= 3", "lab.toml: Invalid", ""),
     ],
 )
