@@ -115,7 +115,14 @@ def test_data_corruption_is_told_from_chance(make_lab: MakeLab) -> None:
     assert verdict["comparison"] == "regressed"
     assert verdict["patched"]["failed"] >= 2
     assert verdict["base"]["failed"] == 0
-    assert verdict["p_value"] <= 0.05
+    assert verdict["p_value"] <= 0.01
+    messages = [
+        result["message"]
+        for trial in record["trials"]
+        for result in trial["results"]
+        if result["state"] == "failed"
+    ]
+    assert any("wrong-page" in message for message in messages), messages
 
 
 def test_a_new_warning_is_a_finding(make_lab: MakeLab) -> None:
