@@ -51,7 +51,7 @@ from lab.model import (
     UserError,
 )
 from lab.plan import Matrix
-from lab.store import Cache, is_locked, locked, write_atomically
+from lab.store import Cache, is_locked, locked, remove_tree, write_atomically
 from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
 from lab.trial import Kit
 
@@ -334,6 +334,7 @@ async def _one_trial(cell: Cell, bench: Bench) -> Trial:
         ):
             bench.emit(Event(kind=EventKind.DONE, step=step, text="whole, from the run before"))
             return record
+    remove_tree(folder)  # of a trial that was cut off: nothing of it is whole
     bench.emit(Event(kind=EventKind.STARTED, step=step, text=f"{len(cell.cases)} cases"))
     record = await trial.run(cell, bench.kits[cell.side], folder, bench.emit)
     bench.emit(Event(kind=EventKind.DONE, step=step, text=_digest_line(record)))
