@@ -268,15 +268,24 @@ static inline void step_mprotect(void)
 	rest(100);
 }
 
-/* Nobody is in, or can begin, a first stamp over zeroes in the file when this returns. */
-static inline void gate_close(u32 file)
+/*
+ * Nobody is in, or can begin, a first stamp over zeroes in the file when this returns true. False:
+ * the run ended before the last of them was out; the gate is open again and no content may go.
+ */
+static inline bool gate_close(u32 file)
 {
 	store(&world->file[file].gate, 1);
 	barrier_full();
 	self->op = "wait-for-first-writes";
 	for (u32 i = 0; i < world->nr_threads; i++)
-		while (load(&world->thread[i].first_write) == file + 1 && !load(&world->stop))
+		while (load(&world->thread[i].first_write) == file + 1) {
+			if (load(&world->stop)) {
+				store(&world->file[file].gate, 0);
+				return false;
+			}
 			sched_yield();
+		}
+	return true;
 }
 
 /*
@@ -291,14 +300,15 @@ static inline void floor_raise(u32 file, u32 from, u32 to)
 		store(&world->file[file].floor[page], now);
 }
 
-static inline void truncate_to(struct slot *slot, u32 limit)
+/* False: the run ended first, and the file is as it was. */
+static inline bool truncate_to(struct slot *slot, u32 limit)
 {
 	struct entry entry = slot_now(slot);
 	u32 old = entry.limit;
 
 	entry.limit = limit;
-	if (limit < old)
-		gate_close(entry.file);
+	if (limit < old && !gate_close(entry.file))
+		return false;
 	change_begin(slot, entry);
 	if (!skip_change())
 		timed(CALL_TRUNCATE, "ftruncate",
@@ -308,6 +318,7 @@ static inline void truncate_to(struct slot *slot, u32 limit)
 	change_end(slot);
 	store(&world->file[entry.file].gate, 0);
 	count(changes);
+	return true;
 }
 
 static inline void step_truncate(void)
@@ -318,8 +329,10 @@ static inline void step_truncate(void)
 	if (!slot)
 		return;
 	limit = slot_now(slot).limit;
-	if (limit)
-		truncate_to(slot, pick(limit));
+	if (limit && !truncate_to(slot, pick(limit))) {
+		slot_unlock(slot);
+		return;
+	}
 	pause_random(200);
 	limit = slot_now(slot).limit;
 	truncate_to(slot, limit + 1 + pick(world->options.pages - limit));
@@ -338,7 +351,10 @@ static inline void step_punch(void)
 	entry = slot_now(slot);
 	from = pick(world->options.pages);
 	to = from + 1 + pick(world->options.pages - from);
-	gate_close(entry.file);
+	if (!gate_close(entry.file)) {
+		slot_unlock(slot);
+		return;
+	}
 	/* The same mapping before and after; the odd counter says that pages may vanish. */
 	change_begin(slot, entry);
 	if (!skip_change())
