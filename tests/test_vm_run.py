@@ -108,7 +108,7 @@ def test_a_kernel_that_hangs_silently_at_boot_is_a_finding(make_lab: MakeLab) ->
 
 def test_data_corruption_is_told_from_chance(make_lab: MakeLab) -> None:
     lab = make_lab(QUICK)
-    lab("run", "--patch", SERIES / "wrong-page", expect=1)
+    lab("run", "--patch", SERIES / "wrong-data", expect=1)
     record = record_of(lab)
     case = "faultstress/ext4/truncate"
     (verdict,) = [v for v in record["verdict"]["cases"] if v["name"] == case]
@@ -122,7 +122,7 @@ def test_data_corruption_is_told_from_chance(make_lab: MakeLab) -> None:
         for result in trial["results"]
         if result["state"] == "failed"
     ]
-    assert any("wrong-page" in message for message in messages), messages
+    assert any("torn" in message for message in messages), messages
 
 
 def test_a_new_warning_is_a_finding(make_lab: MakeLab) -> None:
