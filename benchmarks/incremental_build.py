@@ -20,10 +20,11 @@ import time
 
 from lab import series
 from lab.build import build
+from lab.config import Config
 from lab.kconfig import fragments
 from lab.model import BuildFailure, Event, EventKind, Kernel, Patch, Side
 from lab.source import git, open_source
-from lab.store import Cache, default_cache
+from lab.store import Cache
 from lab.tree import Tree, checkout
 
 AIM = 0.2
@@ -84,7 +85,7 @@ def main() -> int:
     parser.add_argument("--arch", default="x86_64")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
-    sources = Cache(root=default_cache())
+    sources = Cache(root=Config().paths.cache_dir)
     source = open_source(asked.kernel, cache=sources, emit=say)
     base = checkout(source, (), cache=sources, emit=say)
     patched = checkout(source, touching(base, asked.files), cache=sources, emit=say)

@@ -213,7 +213,10 @@ async def _run_arch(
         pair = group.create_task(asyncio.to_thread(build_pair, name, planned, config, cache, emit))
     built = pair.result()
     for result in built:
-        (gathered.failures if isinstance(result, BuildFailure) else gathered.kernels).append(result)  # type: ignore[arg-type]
+        if isinstance(result, BuildFailure):
+            gathered.failures.append(result)
+        else:
+            gathered.kernels.append(result)
     gathered.images.append(root.result())
     made_s = sum(result.build_s for result in built if _ran_make(result))
     gathered.setup_s += max(0.0, time.monotonic() - began - made_s)
@@ -226,7 +229,7 @@ async def _run_arch(
         initramfs=ramfs.result(),
         cache=cache,
         emit=emit,
-        force=None if config.machine.accel == "auto" else config.machine.accel,
+        force=config.machine.forced_accel,
     )
     kits = {
         kernel.side: _kit(kernel, planned, config, root.result(), ramfs.result(), accelerator)

@@ -61,6 +61,11 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     silence_limit_s: float = 60.0
 
     @property
+    def forced_accel(self) -> str | None:
+        """What the user insists on; None: the lab finds out."""
+        return None if self.accel == "auto" else self.accel
+
+    @property
     def memory_bytes(self) -> int:
         return size_bytes(self.memory, where="machine.memory")
 

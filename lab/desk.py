@@ -106,7 +106,7 @@ def prepare(request: BootRequest, folder: Path, emit: Emit) -> BootKit:
         initramfs=ramfs,
         cache=cache,
         emit=emit,
-        force=None if config.machine.accel == "auto" else config.machine.accel,
+        force=config.machine.forced_accel,
     )
     limits = subject.timeouts(config, chosen, work_s=request.timeout_s)
     spec = MachineSpec(

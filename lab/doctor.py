@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from lab import accel, host, initramfs, model
-from lab.arch import ARCHS, Arch
+from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.model import Emit, Kernel, LabError
@@ -264,7 +264,7 @@ def _accelerator(row: Arch, config: Config, cache: Cache, emit: Emit) -> Check:
             initramfs=initramfs.initramfs(row.name, cache=cache, emit=emit),
             cache=cache,
             emit=emit,
-            force=None if config.machine.accel == "auto" else config.machine.accel,
+            force=config.machine.forced_accel,
         )
     except LabError as error:
         return Check(name=name, health=Health.MISSING, found=error.message, hint=error.hint)
@@ -289,7 +289,3 @@ def newest_kernel(cache: Cache, arch: str) -> Kernel | None:
         if kernel.arch == arch and kernel.image.exists():
             return kernel
     return None
-
-
-def known_archs() -> tuple[str, ...]:
-    return tuple(ARCHS)

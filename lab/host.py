@@ -275,10 +275,7 @@ def _stream(
             on_line(line.decode("utf-8", "replace"))
     if pending:
         on_line(pending.decode("utf-8", "replace"))
-    try:
-        process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise
+    process.wait(max(0.1, deadline - time.monotonic()))
     return b"".join(kept)
 
 

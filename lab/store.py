@@ -29,16 +29,6 @@ from pathlib import Path
 
 from lab.model import LabFault
 
-APP = "kernel-patch-lab"
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / APP
-
-
-def default_state() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / APP
-
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
