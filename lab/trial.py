@@ -283,4 +283,5 @@ async def _vmstat(guest: Guest) -> dict[str, int]:
 
 def step_name(cell: Cell) -> str:
     """The step of progress that this cell's events belong to."""
-    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}"
+    part = f" {cell.shard + 1}/{cell.shards}" if cell.shards > 1 else ""
+    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}{part}"
