@@ -47,7 +47,7 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
-from lab.store import Cache, is_locked, locked, write_atomically
+from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomically
 from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
 from lab.trial import Kit
 
@@ -85,6 +85,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     manifest = _manifest(request, planned)
     folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
     with locked(folder / "lock"):
+        sweep_temporaries(folder)
         write_atomically(folder / "manifest.json", model.encode(manifest))
         _keep_series(subject.series, folder)
         # A build that fails is told before minutes of tests, and no build slows a test down.

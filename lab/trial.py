@@ -120,6 +120,8 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         if box.guest is not None:
             await _use(cell, kit, box.guest, console, progress, emit)
     wall_s = time.monotonic() - began
+    for disk in spec.disks:
+        disk.path.unlink(missing_ok=True)  # throw-away, and large
     console.splats += console.detector.finish()
     results, others = _charge(progress, console)
     trial = Trial(
