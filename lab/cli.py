@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import signal
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from rich.table import Table
 
 import lab
 from lab import campaign, config, desk, doctor, host, image, model
+from lab.arch import ARCHS
+from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.model import ExitCode, LabError, Outcome, RunRecord, UserError
 from lab.report import html, junit, terminal
@@ -71,6 +74,15 @@ def _split(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for value in values for part in value.split(",") if part)
 
 
+def _one_arch(context: Context, given: str | None) -> str:
+    """For one machine: as given, else this host's if it is configured, else the first."""
+    if given:
+        return given
+    names = context.config.arch
+    native = [name for name in names if arch_row(name).machine == platform.machine()]
+    return (*native, *names)[0]
+
+
 # --- options that several commands share -------------------------------------------------------
 
 _kernel = click.option(
@@ -79,7 +91,12 @@ _kernel = click.option(
     help="debian:6.1, debian:6.12, a git tree (DIR or DIR@REF) or a tarball. Never written to. "
     "Default: what the series asks for, else debian:6.1.",
 )
-_arch = click.option("--arch", multiple=True, metavar="ARCH[,ARCH]", help="x86_64, arm64.")
+_arch = click.option(
+    "--arch",
+    multiple=True,
+    metavar="ARCH[,ARCH]",
+    help=f"{', '.join(ARCHS)}. Default: what lab.toml lists, else x86_64 and arm64.",
+)
 _profile = click.option(
     "--profile", metavar="NAME", help="Set of Kconfig fragments: plain, lockdep, kasan."
 )
@@ -90,6 +107,12 @@ _patch = click.option(
     "BASE..TOPIC, or a lore message-id.",
 )
 _jobs = click.option("--jobs", "-j", type=click.IntRange(1), help="Parallel make jobs.")
+_parallel = click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Machines at once. Default: as many as cores and memory carry.",
+)
 _accel = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Default: auto.")
 _json = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 
@@ -148,6 +171,7 @@ def cli(
 @click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
 @click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
 @_accel
+@_parallel
 @_jobs
 @_json
 @click.pass_obj
@@ -165,6 +189,7 @@ def run(
     filesystem: tuple[str, ...],
     scenario: tuple[str, ...],
     accel: str | None,
+    parallel: int | None,
     jobs: int | None,
     as_json: bool,
 ) -> int:
@@ -178,7 +203,7 @@ def run(
         context.config,
         top={"kernel": kernel, "arch": _split(arch), "profile": profile, "suites": _split(suite)},
         run={"repeats": repeats, "max_repeats": max_repeats, "seed": seed},
-        machine={"accel": accel},
+        machine={"accel": accel, "parallel": parallel},
         build={"jobs": jobs},
         faultstress={
             "duration_s": seconds,
@@ -248,7 +273,7 @@ def build(
 @cli.command()
 @_patch
 @_kernel
-@click.option("--arch", metavar="ARCH", help="x86_64 or arm64.")
+@click.option("--arch", metavar="ARCH", help="Default: what this host is.")
 @_profile
 @_accel
 @click.option("--shell", is_flag=True, help="A shell in the guest; Ctrl-] leaves it.")
@@ -275,7 +300,7 @@ def boot(
     """
     chosen = _override(
         context.config,
-        top={"kernel": kernel, "arch": (arch,) if arch else (), "profile": profile},
+        top={"kernel": kernel, "arch": (_one_arch(context, arch),), "profile": profile},
         machine={"accel": accel},
     )
     request = desk.BootRequest(
@@ -325,21 +350,22 @@ def image_list(context: Context, as_json: bool) -> int:
 
 
 @image_group.command(name="shell")
-@click.argument("arch", default="x86_64")
+@click.argument("arch", required=False)
 @click.option(
     "--bind", multiple=True, type=click.Path(exists=True, path_type=Path), help="Show DIR inside."
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def image_shell(
-    context: Context, arch: str, bind: tuple[Path, ...], command: tuple[str, ...]
+    context: Context, arch: str | None, bind: tuple[Path, ...], command: tuple[str, ...]
 ) -> int:
     """A shell (or COMMAND) in the userland of an image with a compiler, on a throw-away copy.
 
-    With --bind DIR, what is built in DIR runs in the guests of ARCH.
+    ARCH is this host's unless given. With --bind DIR, what is built in DIR runs in its guests.
     """
     with context.progress() as progress:
-        root = image.root_image(arch, recipe="build", cache=context.cache, emit=progress.emit)
+        name = _one_arch(context, arch)
+        root = image.root_image(name, recipe="build", cache=context.cache, emit=progress.emit)
     return image.shell(root, cache=context.cache, bind=bind, command=command)
 
 

@@ -30,9 +30,6 @@ from lab.model import Accelerator, LabFault, MachineEnd
 from lab.store import write_atomically
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-# Devices that no test uses, and whose probing costs a guest time; an HPET that comes late under
-# load complains on the console.
-_WITHOUT = {"x86_64": ",sata=off,smbus=off,i8042=off,vmport=off,smm=off,hpet=off", "arm64": ""}
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")  # virtio-blk carries 20 bytes
 
 
@@ -90,10 +87,8 @@ def command_line(spec: MachineSpec) -> str:
     # A panic resets at once, and -no-reboot turns the reset into QEMU's end.
     # Without KASLR addresses in two logs can be compared, and nothing has to be relocated.
     words = [f"console={row.console}", row.cmdline, "panic=-1 nokaslr"]
-    if row.name == "x86_64" and spec.accelerator.name == "tcg":
-        # Emulated, it follows the host's clock on all CPUs. On a loaded host the watchdog takes
-        # a late tick for a bad TSC, and then each look at the clock is an access to a device.
-        words.append("tsc=reliable")
+    if spec.accelerator.name == "tcg":
+        words.append(row.tcg_cmdline)
     words.append(spec.append)
     return " ".join(word for word in words if word)
 
@@ -122,7 +117,7 @@ def qemu_argv(
         *("-no-reboot", "-action", "panic=none", "-sandbox", _SANDBOX, "-nic", "none"),
         *(
             "-machine",
-            row.board + _WITHOUT[row.name],
+            row.board,
             "-accel",
             f"{spec.accelerator.name}{threads}",
         ),

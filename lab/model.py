@@ -284,6 +284,8 @@ class Cell:
     seed: int
     memory_bytes: int
     cpus: int
+    shard: int = 0  # 0-based: which part of its repeat's cases
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

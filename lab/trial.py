@@ -120,6 +120,8 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         if box.guest is not None:
             await _use(cell, kit, box.guest, console, progress, emit)
     wall_s = time.monotonic() - began
+    for disk in spec.disks:
+        disk.path.unlink(missing_ok=True)  # throw-away, and large
     console.splats += console.detector.finish()
     results, others = _charge(progress, console)
     trial = Trial(
@@ -283,4 +285,5 @@ async def _vmstat(guest: Guest) -> dict[str, int]:
 
 def step_name(cell: Cell) -> str:
     """The step of progress that this cell's events belong to."""
-    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}"
+    part = f" {cell.shard + 1}/{cell.shards}" if cell.shards > 1 else ""
+    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}{part}"

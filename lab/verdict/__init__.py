@@ -1,11 +1,13 @@
 from lab.verdict.chance import LEVEL, smallest_rate
 from lab.verdict.judge import JudgeInput, MoreRuns, judge, needs_more, suspects
+from lab.verdict.observe import left_out
 
 __all__ = [
     "LEVEL",
     "JudgeInput",
     "MoreRuns",
     "judge",
+    "left_out",
     "needs_more",
     "smallest_rate",
     "suspects",

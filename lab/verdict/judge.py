@@ -25,7 +25,7 @@ from lab.model import (
 )
 from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
-from lab.verdict.observe import BOOT, Observed, SplatSeen, observe, tally
+from lab.verdict.observe import BOOT, TAKEN_DOWN, Observed, SplatSeen, observe, tally
 
 # Boots that fail, or results that get lost, this often in a row are not tried again.
 IN_A_ROW = 3
@@ -111,7 +111,7 @@ def _evidence(given: JudgeInput) -> tuple[_Arch, ...]:
     for arch, key in sightings:
         seen = arch.observed.splats[key]
         attempted = min(arch.observed.attempted(case) for case in seen.cases)
-        samples.append(seen.sample(attempted))
+        samples.append(seen.sample(attempted, arch.observed.screened(seen.cases)))
     weighed = weigh(
         samples, repeats=given.repeats, max_repeats=given.max_repeats, level=given.level
     )
@@ -183,6 +183,11 @@ def _wanted(arch: _Arch, given: JudgeInput) -> dict[str, int]:
     return wanted
 
 
+def _planned_repeats(arch: _Arch, case: str, given: JudgeInput) -> int:
+    """Of every case; fewer of one that was left out because it takes machines down."""
+    return min(given.repeats, arch.observed.screened((case,)) or given.repeats)
+
+
 def _to_make_up(arch: _Arch, case: str, given: JudgeInput) -> int:
     """Repeats that would make up for results that got lost."""
     lacking = 0
@@ -194,7 +199,7 @@ def _to_make_up(arch: _Arch, case: str, given: JudgeInput) -> int:
         if last and all(answer.state is CaseState.SKIPPED for answer in answers.values()):
             return 0  # a skip is an answer, and will be the same again
         decided = sum(answer.failed is not None for answer in answers.values())
-        lacking = max(lacking, given.repeats - decided)
+        lacking = max(lacking, _planned_repeats(arch, case, given) - decided)
     return lacking
 
 
@@ -276,6 +281,11 @@ def _idle_counters(given: JudgeInput) -> list[str]:
 
 def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     docket.notes += arch.observed.notes
+    if out := [case for case in arch.planned if case in arch.observed.left_out]:
+        docket.notes.append(
+            f"{arch.name}: left out after {TAKEN_DOWN} crashes or hangs on one side, and run on "
+            f"its own only where the verdict needed it: {wording.listed(out)}"
+        )
     if not arch.observed.comparable:
         docket.doubts.append(f"{arch.name}: no trials of the two sides may be compared")
     _judge_builds(arch, given, docket)
@@ -385,15 +395,16 @@ def _last_words(arch: _Arch) -> tuple[str, ...]:
 
 def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> None:
     observed, weighed = arch.observed, arch.weighed[case]
+    repeats = _planned_repeats(arch, case, given)
     base, patched = (
-        tally(observed.of(side, case), repeats=given.repeats) for side in (Side.BASE, Side.PATCHED)
+        tally(observed.of(side, case), repeats=repeats) for side in (Side.BASE, Side.PATCHED)
     )
     comparison, reason, doubt = Comparison.UNKNOWN, "", True
     settled = weighed.standing is Standing.SIGNIFICANT
     if settled and weighed.lean is Lean.WORSE:
         comparison, doubt = Comparison.REGRESSED, False
         reason = f"fails in {wording.fresh_runs(weighed)}"
-    elif lost := wording.lost(observed, case, base, patched, given.repeats):
+    elif lost := wording.lost(observed, case, base, patched, repeats):
         reason, doubt = lost
     elif settled:
         comparison, doubt = Comparison.FIXED, False
