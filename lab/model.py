@@ -371,7 +371,7 @@ class CaseVerdict:
 class Finding:
     """Something the series does that the base does not; each one alone makes a run regressed."""
 
-    kind: str  # "build", "boot", "splat", "case", "compiler-warning"
+    kind: str  # "build", "boot", "splat", "lock-cycle", "case", "compiler-warning"
     title: str
     detail: str
     arch: str

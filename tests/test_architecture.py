@@ -50,6 +50,7 @@ ORDER = (
     "trial",
     "campaign",
     "desk",
+    "lockdesk",
     "report",
     "doctor",
     "cli",

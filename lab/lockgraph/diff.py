@@ -7,7 +7,6 @@ draw it shows nothing by itself: paths vary. So an edge is told by its counts, a
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ class Change(StrEnum):
     NOT_SEEN = "not-seen"  # in every run of the base, and in none with the series; too few runs
     ONLY_SEEN = "only-seen"  # the other way round
     VARIES = "varies"  # not in all runs of one side
+    UNTOLD = "untold"  # differs, but one of its locks cannot be told from others of its name
     SAME = "same"
 
 
@@ -131,7 +131,7 @@ def diff(observations: Sequence[Observation]) -> LockDiff:
             before=pair[0],
             after=pair[1],
             direct=pair in direct,
-            change=edges.change(pair),
+            change=_told(edges.change(pair), known, *pair),
             counts=edges.counts(pair),
         )
         for pair in sorted(edges.seen)
@@ -146,7 +146,11 @@ def diff(observations: Sequence[Observation]) -> LockDiff:
         ids=tuple(known.ids[label] for label in sorted(known.ids)),
         edges=edge_diffs,
         classes=tuple(
-            ClassDiff(label=label, change=classes.change(label), counts=classes.counts(label))
+            ClassDiff(
+                label=label,
+                change=_told(classes.change(label), known, label),
+                counts=classes.counts(label),
+            )
             for label in sorted(classes.seen)
         ),
         cycles=_cycles(flat, known, direct),
@@ -154,6 +158,13 @@ def diff(observations: Sequence[Observation]) -> LockDiff:
         doubts=_doubts(observations, known),
         by_chance=edges.by_chance(direct),
     )
+
+
+def _told(found: Change, known: Identified, *labels: str) -> Change:
+    """A difference between locks that are known by number only may be one of their numbers."""
+    if found is Change.SAME or all(known.ids[label].exact for label in labels):
+        return found
+    return Change.UNTOLD
 
 
 def _pairs(graph: LockGraph, labels: Sequence[str]) -> Iterable[Pair]:
@@ -236,11 +247,26 @@ class _Sightings(Generic[T]):
 
 
 def _splits(runs: Sequence[int], size: int) -> list[frozenset[int]]:
-    """Ways to choose a side; a fixed random sample of them where there are very many."""
-    if comb(len(runs), size) <= _SPLITS:
+    """Ways to choose a side; evenly spread ones where there are very many."""
+    total = comb(len(runs), size)
+    if total <= _SPLITS:
         return [frozenset(chosen) for chosen in combinations(runs, size)]
-    dice = random.Random(0)
-    return list({frozenset(dice.sample(runs, size)) for _ in range(_SPLITS)})
+    return [_split(runs, size, total * number // _SPLITS) for number in range(_SPLITS)]
+
+
+def _split(runs: Sequence[int], size: int, index: int) -> frozenset[int]:
+    """The choice of that index, in the order of `combinations`."""
+    chosen: list[int] = []
+    for place, run in enumerate(runs):
+        left = size - len(chosen)
+        if not left:
+            break
+        with_it = comb(len(runs) - place - 1, left - 1)
+        if index < with_it:
+            chosen.append(run)
+        else:
+            index -= with_it
+    return frozenset(chosen)
 
 
 def _rest(runs: Sequence[int], chosen: frozenset[int]) -> frozenset[int]:

@@ -16,7 +16,7 @@ from lab.lockgraph import graph
 from lab.lockgraph.diff import Observation
 from lab.lockgraph.graph import LockGraph
 from lab.lockgraph.keys import KeyHome
-from lab.model import CaseState, LabFault, RunRecord, Side, Trial, UserError
+from lab.model import CaseState, LabFault, Side, Trial, UserError
 
 FOLDER = "locks"
 FILES = ("lockdep", "lockdep_chains", "lockdep_stats", "lock_stat")
@@ -56,6 +56,20 @@ def read(path: Path) -> LockGraph:
         raise UserError(f"{path}: {error.message}", hint=error.hint) from error
 
 
+def boots(path: Path) -> tuple[LockGraph, ...]:
+    """The graphs of a file, of a folder with one boot's files, or of one with a folder per boot."""
+    inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    several = [p for p in inside if p.name != FOLDER and is_boot(p)]
+    if path.is_dir() and not is_boot(path) and several:
+        return tuple(read(folder) for folder in several)
+    return (read(path),)
+
+
+def is_boot(folder: Path) -> bool:
+    """It has a file of /proc/lockdep, itself or in its `FOLDER`."""
+    return any(_find(place, FILES[0]) is not None for place in (folder, folder / FOLDER))
+
+
 def _find(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / name, folder / f"{name}{SUFFIX}") if p.is_file()), None)
 
@@ -83,21 +97,24 @@ def _text(folder: Path, name: str) -> str | None:
 # --- runs --------------------------------------------------------------------------------------
 
 
-def of_run(record: RunRecord, folder: Path, arch: str) -> tuple[Observation, ...]:
-    """What each repeat of `arch` showed. Files that are damaged count as not there."""
+def of_run(trials: Iterable[Trial], folder: Path, arch: str) -> tuple[Observation, ...]:
+    """What each repeat of `arch` showed in the run kept in `folder`.
+
+    Files that are damaged count as not there.
+    """
     groups: dict[tuple[Side, int], list[Trial]] = {}
-    for trial in record.trials:
+    for trial in trials:
         if trial.cell.arch == arch:
             groups.setdefault((trial.cell.side, trial.cell.repeat), []).append(trial)
     passed = {
-        key: {r.name for t in trials for r in t.results if r.state is CaseState.PASSED}
-        for key, trials in groups.items()
+        key: {r.name for t in group for r in t.results if r.state is CaseState.PASSED}
+        for key, group in groups.items()
     }
     # What some run did, all must have done, or they had no occasion to take the same locks.
     wanted = set().union(*passed.values()) if passed else set()
     found = []
-    for key, trials in groups.items():
-        graphs, lost = _graphs(trials, folder)
+    for key, group in groups.items():
+        graphs, lost = _graphs(group, folder)
         doubt = lost or _left_out(wanted - passed[key])
         found.append(
             Observation(
