@@ -30,6 +30,9 @@ from lab import (
 )
 from lab.arch import arch as arch_row
 from lab.config import Config
+from lab.lockgraph import stored
+from lab.lockgraph.diff import diff
+from lab.lockgraph.news import news
 from lab.model import (
     BuildFailure,
     Emit,
@@ -98,7 +101,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
                     each, planned, config, cache, folder, gathered.trials, emit
                 )
                 await _test(each, machines, planned, config, gathered)
-        record = _record(manifest, planned, config, gathered, time.monotonic() - began)
+        record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
 
@@ -343,8 +346,23 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
     )
 
 
+def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]:
+    """What the locks of both sides say, where they were read."""
+    archs = sorted({record.cell.arch for record in gathered.trials})
+    return tuple(
+        news(diff(stored.of_run(gathered.trials, folder, arch)), arch)
+        for arch in archs
+        if any(record.locks and record.locks.files for record in gathered.trials)
+    )
+
+
 def _record(
-    manifest: Manifest, planned: Plan, config: Config, gathered: Gathered, wall_s: float
+    manifest: Manifest,
+    planned: Plan,
+    config: Config,
+    gathered: Gathered,
+    folder: Path,
+    wall_s: float,
 ) -> RunRecord:
     make_s = sum(kernel.build_s for kernel in gathered.kernels if kernel.make_ran)
     make_s += sum(failure.build_s for failure in gathered.failures)
@@ -356,7 +374,9 @@ def _record(
         failures=tuple(gathered.failures),
         images=tuple(gathered.images),
         trials=tuple(gathered.trials),
-        verdict=verdict.judge(_judge_input(planned, config, gathered)),
+        verdict=verdict.judge(
+            replace(_judge_input(planned, config, gathered), locks=_lock_news(gathered, folder))
+        ),
         timing=Timing(
             wall_s=wall_s,
             make_s=make_s,

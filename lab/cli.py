@@ -21,12 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 import lab
-from lab import campaign, config, desk, doctor, host, image, model
+from lab import campaign, config, desk, doctor, host, image, lockdesk, model
 from lab.arch import ARCHS
 from lab.arch import arch as arch_row
 from lab.config import Config
-from lab.model import ExitCode, LabError, Outcome, RunRecord, UserError
-from lab.report import html, junit, terminal
+from lab.lockgraph.diff import LockDiff
+from lab.lockgraph.focus import suggest
+from lab.model import ExitCode, LabError, Outcome, RunRecord, Side, UserError
+from lab.report import html, junit, locks, terminal
 from lab.splat import reading
 from lab.store import Cache, write_atomically
 from lab.subject import Request
@@ -411,6 +413,105 @@ def report_command(context: Context, run_name: str | None, as_json: bool) -> int
     _write_reports(record, folder)
     _show(context, record, folder, as_json)
     return _EXIT[record.verdict.outcome]
+
+
+# --- locks -------------------------------------------------------------------------------------
+
+_around = click.option("--around", metavar="CLASS", help="A lock class to look at: mmap_lock.")
+_depth = click.option(
+    "--depth", type=click.IntRange(1, 5), default=1, help="Steps around it that are drawn."
+)
+_svg = click.option(
+    "--svg", type=click.Path(path_type=Path), help="Draw what is around it into this file."
+)
+_arch_of_run = click.option("--arch", metavar="ARCH", help="Of a run with several.")
+
+
+@cli.group(name="lockgraph")
+def lockgraph_group() -> None:
+    """What was locked inside of what: /proc/lockdep of a run, or of files."""
+
+
+@lockgraph_group.command(name="diff")
+@click.argument("names", nargs=-1, metavar="[RUN | BASE PATCHED]")
+@_arch_of_run
+@_around
+@_depth
+@_svg
+@_json
+@click.pass_obj
+def lockgraph_diff(
+    context: Context,
+    names: tuple[str, ...],
+    arch: str | None,
+    around: str | None,
+    depth: int,
+    svg: Path | None,
+    as_json: bool,
+) -> int:
+    """Lock dependencies that come and go: of a run (default: the newest), or of BASE and PATCHED.
+
+    BASE and PATCHED are copies of /proc/lockdep, folders with them and its neighbours, folders of
+    such folders (one for each boot), or runs; RUN:base and RUN:patched name a side.
+
+    Exits with 1 if there is a new lock cycle, with 4 if there may be one or nothing to compare.
+    """
+    if len(names) > 2:
+        raise UserError("more than two things to compare", hint="name a run, or BASE and PATCHED")
+    found = lockdesk.compare(names, context.config.paths.runs_dir, arch)
+    around = around or suggest(found.diff, found.subjects)
+    if svg is not None:
+        _draw(found.diff, around, depth, svg, every=False)
+    if as_json:
+        click.echo(model.encode(found), nl=False)
+    else:
+        locks.show_diff(found.diff, around, context.out)
+    return lockdesk.exit_code(found.diff)
+
+
+@lockgraph_group.command(name="show")
+@click.argument("name", metavar="[RUN|FILE|FOLDER]", required=False)
+@_arch_of_run
+@click.option("--side", type=click.Choice(list(Side)), default=Side.PATCHED, help="Of a run.")
+@_around
+@_depth
+@click.option("--edge", nargs=2, metavar="A B", help="Who takes B inside of A: the lock chains.")
+@_svg
+@_json
+@click.pass_obj
+def lockgraph_show(
+    context: Context,
+    name: str | None,
+    arch: str | None,
+    side: str,
+    around: str | None,
+    depth: int,
+    edge: tuple[str, str] | None,
+    svg: Path | None,
+    as_json: bool,
+) -> int:
+    """The union of one side's lock graphs; with --around, what is before and after a class."""
+    seen = lockdesk.observations(name, Side(side), context.config.paths.runs_dir, arch)
+    whole = lockdesk.union(seen)
+    if svg is not None:
+        _draw(whole, around, depth, svg, every=True)
+    if edge is not None:
+        chains = lockdesk.chains(seen, whole, *edge)
+        if as_json:
+            click.echo(model.encode(chains), nl=False)
+        else:
+            locks.show_chains(chains, context.out)
+    elif as_json:
+        click.echo(model.encode(whole), nl=False)
+    else:
+        locks.show_graph(whole, around, context.out)
+    return ExitCode.CLEAN
+
+
+def _draw(graph: LockDiff, around: str | None, depth: int, path: Path, *, every: bool) -> None:
+    if around is None:
+        raise UserError("nothing changed that could be drawn", hint="--around CLASS names a lock")
+    write_atomically(path, locks.picture(graph, around, depth=depth, every=every).encode())
 
 
 @cli.command()

@@ -65,6 +65,8 @@ _TOOLS: tuple[Tool, ...] = (
     Tool(name="unshare", use="root images"),
     Tool(name="ccache", use="fast rebuilds"),
     Tool(name="dpkg-deb", use="kernel sources from Debian"),
+    Tool(name="dot", use="pictures of lock dependencies", required=False),
+    Tool(name="nm", use="telling lock classes apart", required=False),
     Tool(name="bwrap", use="building somebody else's patches in a sandbox", required=False),
     Tool(name="fakeroot", use="root images without being root", required=False),
 )

@@ -270,6 +270,18 @@ class MachineEnd(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LockFiles:
+    """What a kernel said of its locks at the end of a trial: gzip files in the trial's folder."""
+
+    files: tuple[str, ...]  # relative to the trial's folder; () if there are none
+    alive: bool | None  # lockdep was still on when they were read; None: not told
+    full: tuple[str, ...]  # tables of lockdep that had no room left: "lock-classes: 8191 of 8192"
+    placed: int  # lock classes that can be told apart by where their keys lie
+    duration_s: float  # what reading them cost
+    missing: str = ""  # why some or all are not there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """What one trial runs. Self-contained: with its artefacts it runs anywhere."""
 
@@ -306,6 +318,7 @@ class Trial:
     lockdep_alive: bool | None = None  # None: this kernel has no lockdep
     console: str = "console.log"
     note: str = ""
+    locks: LockFiles | None = None  # None: of a lab that did not read them
 
 
 # --- verdict -----------------------------------------------------------------------------------
@@ -360,7 +373,7 @@ class CaseVerdict:
 class Finding:
     """Something the series does that the base does not; each one alone makes a run regressed."""
 
-    kind: str  # "build", "boot", "splat", "case", "compiler-warning"
+    kind: str  # "build", "boot", "splat", "lock-cycle", "case", "compiler-warning"
     title: str
     detail: str
     arch: str

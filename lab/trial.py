@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import image, machine, model
+from lab import image, locks, machine, model
 from lab.guest import Down, Exited, Guest
 from lab.machine import Disk, MachineSpec, Timeouts
 from lab.model import (
@@ -26,6 +26,7 @@ from lab.model import (
     EventKind,
     Kernel,
     LabFault,
+    LockFiles,
     MachineEnd,
     RootImage,
     Splat,
@@ -33,6 +34,7 @@ from lab.model import (
 )
 from lab.splat import taint
 from lab.splat.detector import Detector
+from lab.splat.kinds import Kind
 from lab.store import write_atomically
 from lab.suites.protocol import PlannedCase, Suite
 
@@ -103,6 +105,9 @@ class Progress:
     health: Health | None = None
     vmstat: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    locks: LockFiles = field(
+        default_factory=lambda: locks.none("the machine ended before its locks were read")
+    )
 
 
 async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
@@ -118,7 +123,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     began = time.monotonic()
     async with machine.boot(spec, folder, on_line=console.on_line) as box:
         if box.guest is not None:
-            await _use(cell, kit, box.guest, console, progress, emit)
+            await _use(cell, kit, box.guest, console, progress, emit, folder)
     wall_s = time.monotonic() - began
     for disk in spec.disks:
         disk.path.unlink(missing_ok=True)  # throw-away, and large
@@ -138,6 +143,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         vmstat=progress.vmstat,
         lockdep_alive=progress.health.lockdep_alive if progress.health else None,
         note="; ".join([*progress.notes, *([box.detail] if box.detail else [])]),
+        locks=progress.locks,
     )
     write_atomically(folder / "trial.json", model.encode(trial))
     return trial
@@ -159,19 +165,27 @@ def _spec(cell: Cell, kit: Kit, folder: Path) -> MachineSpec:
         cpus=cell.cpus,
         accelerator=kit.accelerator,
         # Marks between cases must not be rate-limited away.
-        append=f"lab.root={ROOT_SERIAL} printk.devkmsg=on",
+        append=f"lab.root={ROOT_SERIAL} printk.devkmsg=on {locks.CMDLINE}",
         timeouts=kit.timeouts,
     )
 
 
 async def _use(
-    cell: Cell, kit: Kit, guest: Guest, console: Console, progress: Progress, emit: Emit
+    cell: Cell,
+    kit: Kit,
+    guest: Guest,
+    console: Console,
+    progress: Progress,
+    emit: Emit,
+    folder: Path,
 ) -> None:
     """Run the cases one after the other, with a look at the kernel's health after each."""
     health = await probe(guest, console, "boot")
     if isinstance(health, Down):
         return
     progress.health = health
+    if health.lockdep_alive is not None:
+        await locks.start(guest)
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
     for number, name in enumerate(cell.cases):
@@ -201,6 +215,10 @@ async def _use(
             progress.notes.append(f"lockdep switched itself off in {name}; the rest runs afresh")
             break
     progress.vmstat = await _vmstat(guest)
+    if health.lockdep_alive is None:
+        progress.locks = locks.none("this kernel has no lockdep")
+    else:
+        progress.locks = await locks.collect(guest, kit.kernel.vmlinux, folder)
 
 
 async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
@@ -225,9 +243,10 @@ async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
             f"{answer.stderr.decode('utf-8', 'replace').strip()}"
         )
     await console.wait_mark(mark)
-    locks = words.get("debug_locks")
+    debug_locks = words.get("debug_locks")
     return Health(
-        taint=int(words["taint"]), lockdep_alive=None if locks is None else locks.strip() == "1"
+        taint=int(words["taint"]),
+        lockdep_alive=None if debug_locks is None else debug_locks.strip() == "1",
     )
 
 
@@ -245,12 +264,17 @@ def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResul
     """The result, doubted where the kernel's state says so."""
     if result.state is CaseState.PASSED and before.lockdep_alive is False:
         return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
+    if result.state is CaseState.PASSED and before.lockdep_alive and not after.lockdep_alive:
+        # A report, if there is one, says more: it is charged to the case later.
+        message = "lockdep switched itself off while it ran, and no report was found that says why"
+        result = replace(result, state=CaseState.UNCOVERED, message=message)
     if after.taint != before.taint:
         letters = taint.letters(after.taint & ~before.taint)
         message = f"the kernel became tainted ({letters})"
         joined = f"{result.message}; {message}" if result.message else message
         # A taint needs a report beside it; until one is found it is a missed splat.
-        state = CaseState.FAILED if result.state is CaseState.PASSED else result.state
+        ended_well = result.state in (CaseState.PASSED, CaseState.UNCOVERED)
+        state = CaseState.FAILED if ended_well else result.state
         return replace(result, state=state, message=joined)
     return result
 
@@ -267,11 +291,19 @@ def _charge(
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
         rest = [splat for splat in rest if splat not in mine]
         if mine and result.state in (CaseState.PASSED, CaseState.UNCOVERED):
-            result = replace(
-                result, state=CaseState.FAILED, message=f"ended well, but: {mine[0].title}"
-            )
+            result = _doubted(result, mine)
         charged.append(replace(result, splats=mine))
     return tuple(charged), tuple(rest)
+
+
+def _doubted(result: CaseResult, splats: tuple[Splat, ...]) -> CaseResult:
+    """A result that would be good but for the reports that its case brought about."""
+    bugs = [splat for splat in splats if splat.kind != Kind.LOCKDEP_LIMIT]
+    if bugs:
+        return replace(result, state=CaseState.FAILED, message=f"ended well, but: {bugs[0].title}")
+    # No fault of the kernel's: lockdep gave up, and what came after was not checked.
+    message = f"lockdep ran out of room while it ran: {splats[0].title}"
+    return replace(result, state=CaseState.UNCOVERED, message=message)
 
 
 async def _vmstat(guest: Guest) -> dict[str, int]:

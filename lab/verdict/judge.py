@@ -27,8 +27,19 @@ from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
 from lab.verdict.observe import BOOT, TAKEN_DOWN, Observed, SplatSeen, observe, tally
 
+# The kind of splat by which lockdep says that it gave up for want of room (lab.splat.kinds).
+SPENT = "lockdep-limit"
 # Boots that fail, or results that get lost, this often in a row are not tried again.
 IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockNews:
+    """What the lock graphs of one architecture's trials say that a verdict must know."""
+
+    arch: str
+    cycles: tuple[tuple[str, str], ...]  # with the series only, certain: title, evidence
+    doubts: tuple[str, ...]  # reasons to look that prove nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +59,7 @@ class JudgeInput:
     level: float = LEVEL  # chance that a series which changes nothing is called regressed
     faults: tuple[str, ...] = ()  # what the lab itself could not do
     counters: tuple[str, ...] = ()  # of /proc/vmstat: each must rise on the patched side
+    locks: tuple[LockNews, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +118,12 @@ def _evidence(given: JudgeInput) -> tuple[_Arch, ...]:
         for name in given.archs
     )
     questions = [(arch, case) for arch in archs for case in dict.fromkeys((*arch.planned, BOOT))]
-    sightings = [(arch, key) for arch in archs for key in arch.observed.splats]
+    sightings = [
+        (arch, key)
+        for arch in archs
+        for key, seen in arch.observed.splats.items()
+        if seen.splat.kind != SPENT
+    ]
     samples = [arch.observed.sample(case) for arch, case in questions]
     for arch, key in sightings:
         seen = arch.observed.splats[key]
@@ -236,6 +253,13 @@ def judge(given: JudgeInput) -> Verdict:
         _judge_arch(arch, given, docket)
     docket.gather()
     docket.doubts += _idle_counters(given)
+    docket.doubts += _spent_lockdep(given)
+    for news in given.locks:
+        docket.findings += [
+            Finding(kind="lock-cycle", title=title, detail=detail, arch=news.arch)
+            for title, detail in news.cycles
+        ]
+        docket.doubts += [f"{news.arch}: {doubt}" for doubt in news.doubts]
     if not given.archs or not given.cases:
         docket.doubts.append("no case was planned: nothing could be shown")
     elif not docket.doubts and not any(case.base.passed for case in docket.cases):
@@ -279,6 +303,28 @@ def _idle_counters(given: JudgeInput) -> list[str]:
     return doubts
 
 
+def _spent_lockdep(given: JudgeInput) -> list[str]:
+    """Where lockdep had no room for more: what it did not check is coverage lost, no fault."""
+    doubts: list[str] = []
+    for arch in given.archs:
+        for side in Side:
+            mine = [t for t in given.trials if (t.cell.arch, t.cell.side) == (arch, side)]
+            said = [told for trial in mine if (told := _spent(trial))]
+            if said:
+                doubts.append(
+                    f"{arch}: coverage lost: lockdep ran out of room in {len(said)} of "
+                    f"{len(mine)} {side} machines ({said[0]}); CONFIG_LOCKDEP_* make it larger"
+                )
+    return doubts
+
+
+def _spent(trial: Trial) -> str:
+    splats = (*trial.boot_splats, *(splat for r in trial.results for splat in r.splats))
+    reported = [splat.title for splat in splats if splat.kind == SPENT]
+    full = list(trial.locks.full) if trial.locks else []
+    return next(iter((*reported, *full)), "")
+
+
 def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     docket.notes += arch.observed.notes
     if out := [case for case in arch.planned if case in arch.observed.left_out]:
@@ -292,8 +338,8 @@ def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     _judge_boots(arch, docket)
     for case in arch.planned:
         _judge_case(arch, case, given, docket)
-    for key, seen in arch.observed.splats.items():
-        _judge_splat(arch, seen, arch.splats[key], docket)
+    for key, weighed in arch.splats.items():
+        _judge_splat(arch, arch.observed.splats[key], weighed, docket)
 
 
 def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
