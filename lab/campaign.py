@@ -54,7 +54,7 @@ from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomica
 from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
 from lab.trial import Kit
 
-_SCRATCH_BYTES = 2 << 30
+SCRATCH_BYTES = 2 << 30
 
 
 @dataclass(slots=True)
@@ -291,7 +291,7 @@ async def _open_pool(
             timeouts=limit,
             suites=planned.suites,
             cases={case.name: case for case in planned.cases},
-            scratch_bytes=_SCRATCH_BYTES,
+            scratch_bytes=SCRATCH_BYTES,
         )
         for kernel in (ready.base, ready.patched)
     }

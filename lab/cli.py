@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lab
-from lab import campaign, config, desk, doctor, host, image, lockdesk, model
+from lab import campaign, config, desk, doctor, host, image, lockdesk, model, selftest
 from lab.arch import ARCHS
 from lab.arch import arch as arch_row
 from lab.config import Config
@@ -29,6 +29,7 @@ from lab.lockgraph.diff import LockDiff
 from lab.lockgraph.focus import suggest
 from lab.model import ExitCode, LabError, Outcome, RunRecord, Side, UserError
 from lab.report import html, junit, locks, terminal
+from lab.report import selftest as selftest_report
 from lab.splat import reading
 from lab.store import Cache, write_atomically
 from lab.subject import Request
@@ -319,6 +320,71 @@ def boot(
         with context.progress() as progress:
             kit = desk.prepare(request, folder, progress.emit)
         return asyncio.run(desk.boot(request, kit, folder, sys.stdout.buffer, sys.stderr.buffer))
+
+
+# --- selftest ----------------------------------------------------------------------------------
+
+
+@cli.command(name="selftest")
+@click.option(
+    "--control", multiple=True, metavar="NAME[,NAME]", help="Only these. See --list. Default: all."
+)
+@click.option("--list", "only_list", is_flag=True, help="Only say which controls there are.")
+@click.option(
+    "--controls",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Instead of the lab's own patches/controls. Series that they stand on lie beside DIR.",
+)
+@_kernel
+@_arch
+@click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
+@_accel
+@_jobs
+@_json
+@click.pass_obj
+def selftest_command(
+    context: Context,
+    control: tuple[str, ...],
+    only_list: bool,
+    folder: Path | None,
+    kernel: str | None,
+    arch: tuple[str, ...],
+    seed: int | None,
+    accel: str | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Is every planted fault caught by its detector?
+
+    Builds and runs each control of patches/controls and the kernel without it, and the kernel's
+    own crashes on demand (lkdtm). Exits with 0 if every one is caught, in its case and its time,
+    and the kernels without them stay quiet; with 1 if not; with 4 if something could not be run.
+    """
+    where = folder or selftest.PATCHES / "controls"
+    if only_list:
+        controls = selftest.choose(selftest.load(where), _split(control))
+        selftest_report.listing(controls, context.out, as_json=as_json)
+        return ExitCode.CLEAN
+    chosen = _override(
+        context.config,
+        top={"kernel": kernel, "arch": _split(arch)},
+        run={"seed": seed},
+        machine={"accel": accel},
+        build={"jobs": jobs},
+    )
+    request = selftest.Request(
+        config=chosen, names=_split(control), folder=where, command=tuple(sys.argv)
+    )
+    with context.progress() as progress:
+        record, path = asyncio.run(selftest.run(request, progress.emit))
+    code = selftest.exit_code(record)
+    if as_json:
+        click.echo(model.encode(record), nl=False)
+    else:
+        selftest_report.summary(record, path, code, context.out)
+    return code
 
 
 # --- image -------------------------------------------------------------------------------------

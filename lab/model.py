@@ -298,6 +298,8 @@ class Cell:
     cpus: int
     shard: int = 0  # 0-based: which part of its repeat's cases
     shards: int = 1
+    # Files of the guest (debugfs, sysctl, sysfs) and what is written there before the first case.
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,6 +442,32 @@ class Timing:
     other_s: float  # the lab itself
 
 
+class PrefixState(StrEnum):
+    """How far the kernel with the first patches of a series got."""
+
+    PASSED = "passed"
+    BROKEN = "broken"
+    UNKNOWN = "unknown"  # not built, not booted, or a result was lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixResult:
+    """The source with the first `number` patches, on one architecture."""
+
+    number: int  # 1-based
+    patch: str  # name of the last one
+    subject: str
+    arch: str
+    state: PrefixState
+    build_s: float  # 0.0: from the cache
+    compiled: int
+    boot_s: float | None
+    broken: str = ""  # "build" | "warning" | "boot" | "case" | "splat"; "" if it is not
+    reason: str = ""
+    warnings: tuple[Diagnostic, ...] = ()  # new ones in files that the patches so far touch
+    log: str = ""  # build log or console
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A finished run, whole."""
@@ -452,6 +480,63 @@ class RunRecord:
     verdict: Verdict
     timing: Timing
     finished: str
+    prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch: empty if it was not asked for
+
+
+# --- selftest ----------------------------------------------------------------------------------
+
+
+class Grade(StrEnum):
+    """What a planted fault, or the clean kernel beside it, says about the lab's detectors."""
+
+    CAUGHT = "caught"
+    MISSED = "missed"  # by its detector, within its time, in its case
+    QUIET = "quiet"  # a clean kernel in which nothing fired
+    NOISY = "noisy"  # a clean kernel in which something did
+    INCONCLUSIVE = "inconclusive"  # it could not be built, booted or run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlResult:
+    """One planted fault, or (QUIET, NOISY) what ran for it on the kernel without it."""
+
+    name: str
+    title: str
+    on: str  # the series it stands on, or "base"
+    profile: str
+    arch: str
+    expect: tuple[str, ...]
+    grade: Grade
+    reason: str  # in one sentence
+    detector: str = ""  # what caught it, one of `expect`
+    case: str = ""  # that it was charged to
+    said: str = ""  # the splat's title, or the case's message
+    within_s: float = 0.0  # of guest time, boots not counted: an upper bound
+    limit_s: float = 0.0
+    tries: int = 0
+    also: tuple[str, ...] = ()  # titles of other splats
+    build_s: float = 0.0  # 0.0: from the cache
+    kernel_key: str = ""
+    trials: tuple[str, ...] = ()  # folders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestRecord:
+    """A finished selftest, whole."""
+
+    run: str
+    created: str
+    finished: str
+    lab_version: str
+    command: tuple[str, ...]
+    digest: str  # of all that it depends on
+    archs: tuple[str, ...]
+    seed: int
+    results: tuple[ControlResult, ...]
+    kernels: tuple[Kernel, ...]
+    failures: tuple[BuildFailure, ...]
+    trials: tuple[Trial, ...]
+    wall_s: float
 
 
 # --- JSON --------------------------------------------------------------------------------------

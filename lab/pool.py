@@ -189,7 +189,7 @@ class Pool:
         todo: Cell | None = cell
         while todo is not None and not self._faults:
             try:
-                record = await self._one_trial(todo)
+                record = await self.one_trial(todo)
             except LabError as error:
                 self._faults.append(error)
                 return
@@ -198,7 +198,7 @@ class Pool:
                 return
             todo = plan.remaining(todo, [result.name for result in record.results])
 
-    async def _one_trial(self, cell: Cell) -> Trial:
+    async def one_trial(self, cell: Cell) -> Trial:
         """Run the cell, or take its whole record from the run that was cut off."""
         attempts = sum(1 for old in self.trials if old.cell == cell)
         digest = plan.digest(cell)[:6]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +43,8 @@ ROOT_SERIAL = "root"
 SCRATCH_SERIAL = "scratch"
 _MARK_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 30.0
+# What belongs to a report follows it: other tasks' stacks, the oops after a KASAN report.
+_LAST_WORDS_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class Kit:
     suites: tuple[Suite, ...]
     cases: Mapping[str, PlannedCase]
     scratch_bytes: int
+    # A splat after which there is nothing more to learn: the case ends as failed, the machine goes.
+    enough: Callable[[Splat], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +72,8 @@ class Console:
     line: int = 0
     marks: dict[str, int] = field(default_factory=dict)  # mark -> line
     grown: asyncio.Event = field(default_factory=asyncio.Event)
+    enough: Callable[[Splat], bool] | None = None
+    seen_enough: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_line(self, number: int, text: str) -> None:
         self.line = number
@@ -75,7 +81,10 @@ class Console:
         if found:
             self.marks[mark.strip()] = number
             self.grown.set()
-        self.splats += self.detector.feed(text)
+        splats = self.detector.feed(text)
+        self.splats += splats
+        if self.enough is not None and any(map(self.enough, splats)):
+            self.seen_enough.set()
 
     async def wait_mark(self, mark: str) -> bool:
         """Whether the console showed `mark` in time: all that came before it is then here."""
@@ -118,7 +127,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    console, progress = Console(), Progress()
+    console, progress = Console(enough=kit.enough), Progress()
     spec = _spec(cell, kit, folder)
     began = time.monotonic()
     async with machine.boot(spec, folder, on_line=console.on_line) as box:
@@ -186,6 +195,10 @@ async def _use(
     progress.health = health
     if health.lockdep_alive is not None:
         await locks.start(guest)
+    refused = await _set(cell.settings, guest)
+    if refused:
+        progress.notes.append(refused)
+        return
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
     for number, name in enumerate(cell.cases):
@@ -199,7 +212,10 @@ async def _use(
             )
         )
         progress.begun[name] = console.line + 1
-        result = await suite.run(guest, kit.cases[name], cell.seed)
+        result = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
+        if console.seen_enough.is_set() and not isinstance(result, Down):
+            progress.results.append(result)
+            return
         if isinstance(result, Down):
             progress.results.append(_down(name, result))
             return
@@ -219,6 +235,49 @@ async def _use(
         progress.locks = locks.none("this kernel has no lockdep")
     else:
         progress.locks = await locks.collect(guest, kit.kernel.vmlinux, folder)
+
+
+async def _unless_enough(
+    running: Awaitable[CaseResult | Down], name: str, console: Console
+) -> CaseResult | Down:
+    """The case's own result, or a failure as soon as the console has shown enough."""
+    began = time.monotonic()
+    case = asyncio.ensure_future(running)
+    seen = asyncio.ensure_future(console.seen_enough.wait())
+    try:
+        await asyncio.wait((case, seen), return_when=asyncio.FIRST_COMPLETED)
+        if seen.done() and not case.done():
+            duration_s = time.monotonic() - began
+            await asyncio.wait((case,), timeout=_LAST_WORDS_S)
+            if not case.done():
+                return CaseResult(
+                    name=name,
+                    state=CaseState.FAILED,
+                    duration_s=duration_s,
+                    message="ended by the lab: its console had shown enough",
+                )
+        return await case
+    finally:
+        for task in (case, seen):
+            task.cancel()
+        await asyncio.wait((case, seen))
+
+
+async def _set(settings: Mapping[str, str], guest: Guest) -> str:
+    """Write each value into its file; why one could not be, or ""."""
+    for path, value in settings.items():
+        answer = await guest.run(
+            ["/bin/sh", "-c", 'printf "%s\n" "$2" >"$1"', "sh", path, value],
+            timeout_s=_PROBE_LIMIT_S,
+        )
+        if isinstance(answer, Exited) and answer.status == 0:
+            continue
+        if isinstance(answer, Down):
+            said = f"machine {answer.end}"
+        else:
+            said = answer.stderr.decode("utf-8", "replace").strip() or "no answer"
+        return f"the setting {path} = {value} could not be made: {said}"
+    return ""
 
 
 async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
