@@ -189,6 +189,8 @@ static inline void step_frozen(void)
 		pause_random(1000);
 		return;
 	}
+	for (u32 i = 0; i < 16; i++)
+		step_mapfixed();
 	store(&world->thaw, 0);
 	store(&world->frozen, 0);
 	/* Before the freeze: to fork changes this address space, too. */
