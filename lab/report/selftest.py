@@ -51,14 +51,12 @@ def summary(record: SelftestRecord, folder: Path, code: ExitCode, console: Conso
 
 def _table(record: SelftestRecord) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("control", "arch", "on", "profile", "grade", "by", "in", "within", "of"):
-        table.add_column(title, overflow="fold")
+    for title in ("control", "on", "grade", "by", "in", "within", "of"):
+        table.add_column(title, overflow="fold", no_wrap=title in ("control", "within", "of"))
     for result in record.results:
         table.add_row(
-            result.name,
-            result.arch,
-            result.on,
-            result.profile,
+            f"{result.name} [{result.arch}]" if len(record.archs) > 1 else result.name,
+            f"{result.on}, {result.profile}",
             Text(result.grade, style=_STYLE[result.grade]),
             result.detector or f"({' or '.join(result.expect)})",
             result.case,
@@ -92,7 +90,7 @@ def listing(controls: Sequence[Control], console: Console, *, as_json: bool) -> 
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("control", "on", "profile", "must be seen as", "what is broken"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title == "control")
     for one in controls:
         expect = " or ".join(each.text for each in one.expect)
         table.add_row(one.name, one.on, one.profile, expect, one.title)
