@@ -44,14 +44,17 @@ from lab.model import (
     RootImage,
     RunRecord,
     Series,
+    Side,
     Timing,
     Trial,
     UserError,
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
+from lab.splat import allow
 from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomically
-from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
+from lab.subject import Plan, Request, build_pair, make_plan, prefix_commits, take, timeouts
+from lab.symbols import History
 from lab.trial import Kit
 
 SCRATCH_BYTES = 2 << 30
@@ -86,6 +89,8 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     planned = make_plan(subject, config)
     gathered.setup_s += time.monotonic() - began
     manifest = _manifest(request, planned)
+    for note in manifest.notes:
+        emit(Event(kind=EventKind.WARNING, step="allow", text=note))
     folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
     with locked(folder / "lock"):
         sweep_temporaries(folder)
@@ -98,7 +103,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         for each in ready:
             if each is not None:
                 machines = await _open_pool(
-                    each, planned, config, cache, folder, gathered.trials, emit
+                    each, planned, config, cache, folder, gathered.trials, manifest, emit
                 )
                 await _test(each, machines, planned, config, gathered)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
@@ -123,6 +128,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         config.run,
         config.machine,
         config.faultstress,
+        planned.allowed,
         lab.__version__,
     ):
         digest.update(repr(part).encode() + b"\0")
@@ -152,6 +158,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
             "python": platform.python_version(),
         },
         tools=_tool_versions(planned.archs),
+        notes=allow.expired(planned.allowed, today=now.date()),
     )
 
 
@@ -251,6 +258,7 @@ async def _open_pool(
     cache: Cache,
     folder: Path,
     trials: list[Trial],
+    manifest: Manifest,
     emit: Emit,
 ) -> Pool:
     """The accelerator, by proof, and as many machines at once as this host carries."""
@@ -282,6 +290,10 @@ async def _open_pool(
         work_s=sum(limits.values()),
         crowding=pool.crowding(config.machine, split.machines),
     )
+    history = History(
+        git_dir=planned.subject.source.git_dir,
+        commits=prefix_commits(planned.subject, cache, emit),
+    )
     kits = {
         kernel.side: Kit(
             kernel=kernel,
@@ -292,6 +304,10 @@ async def _open_pool(
             suites=planned.suites,
             cases={case.name: case for case in planned.cases},
             scratch_bytes=SCRATCH_BYTES,
+            history=history if kernel.side is Side.PATCHED else None,
+            allowed=planned.allowed,
+            # The day on which the run was begun: one that is taken up goes on with the same list.
+            today=datetime.fromisoformat(manifest.created).date(),
         )
         for kernel in (ready.base, ready.patched)
     }

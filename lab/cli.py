@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lab
-from lab import campaign, config, desk, doctor, host, image, lockdesk, model, selftest
+from lab import campaign, config, desk, doctor, host, image, lockdesk, model, selftest, symbols
 from lab.arch import ARCHS
 from lab.arch import arch as arch_row
 from lab.config import Config
@@ -442,15 +442,39 @@ def image_shell(
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--vmlinux",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of the kernel that printed the logs, with debug information: source lines and inlined "
+    "functions for every frame.",
+)
+@click.option(
+    "--modules",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where its .ko files are, at any depth.",
+)
 @_json
 @click.pass_obj
-def splats(context: Context, files: tuple[Path, ...], as_json: bool) -> int:
+def splats(
+    context: Context,
+    files: tuple[Path, ...],
+    vmlinux: Path | None,
+    modules: Path | None,
+    as_json: bool,
+) -> int:
     """Problem reports in console logs; "-" reads standard input. Exits with 1 if there is any.
 
     With one FILE, --json gives a list; with more, an object from file to list.
     """
+    if modules is not None and vmlinux is None:
+        raise UserError("--modules needs --vmlinux")
     paths = [Path("/dev/stdin") if str(file) == "-" else file for file in files]
-    found = {log.path: log.splats for log in reading.read_files(paths)}
+    logs = reading.read_files(paths)
+    if vmlinux is not None:
+        logs = symbols.symbolise_logs(logs, vmlinux, modules=modules)
+    for line in (*reading.missed(logs), *symbols.doubts(logs)):
+        click.echo(f"lab: {reading.printable(line)}", err=True)
+    found = {log.path: log.splats for log in logs}
     if not as_json:
         terminal.splats(found, context.out)
     elif len(found) == 1:

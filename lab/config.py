@@ -86,6 +86,12 @@ class Faultstress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: int = 4
 
 
+class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Known splats: files that name them, each with a reason, a link and its last day."""
+
+    allow: tuple[str, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of `lab.toml`. The defaults here are the defaults of the lab."""
 
@@ -98,6 +104,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     machine: Machine = Machine()
     run: Run = Run()
     faultstress: Faultstress = Faultstress()
+    splats: Splats = Splats()
 
 
 def size_bytes(text: str, *, where: str) -> int:

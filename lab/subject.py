@@ -27,10 +27,12 @@ from lab.model import (
     Source,
     UserError,
 )
+from lab.splat import allow
+from lab.splat.allow import Allowed
 from lab.store import Cache
 from lab.suites import registry
 from lab.suites.protocol import PlannedCase, Suite, SuiteOptions
-from lab.tree import Tree, checkout
+from lab.tree import Tree, apply, checkout
 
 DEFAULT_KERNEL = "debian:6.1"
 DEFAULT_SUITES = ("boot", "faultstress")
@@ -68,6 +70,7 @@ class Plan:
     cases: tuple[PlannedCase, ...]
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]]  # by architecture and side
     archs: tuple[str, ...]
+    allowed: tuple[Allowed, ...] = ()  # known splats
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +93,12 @@ def take(request: Request, cache: Cache, emit: Emit) -> Subject:
     patched = checkout(kernel, series.patches, cache=cache, emit=emit, kernel=series.kernel)
     base = checkout(kernel, (), cache=cache, emit=emit)
     return Subject(series=series, source=kernel, base=base, patched=patched)
+
+
+def prefix_commits(subject: Subject, cache: Cache, emit: Emit) -> tuple[str, ...]:
+    """The commit of the base, then that of each patch: they were made when the tree was."""
+    steps = apply(subject.source, subject.series.patches, cache=cache, emit=emit)
+    return tuple(step.commit for step in steps)
 
 
 def check_tools(config: Config) -> None:
@@ -134,7 +143,21 @@ def make_plan(subject: Subject, config: Config) -> Plan:
         fragments[name, Side.PATCHED] = (
             (*base, Fragment(name="series.toml", text=extra)) if extra else base
         )
-    return Plan(subject=subject, suites=suites, cases=cases, fragments=fragments, archs=archs)
+    return Plan(
+        subject=subject,
+        suites=suites,
+        cases=cases,
+        fragments=fragments,
+        archs=archs,
+        allowed=known_splats(config),
+    )
+
+
+def known_splats(config: Config) -> tuple[Allowed, ...]:
+    """The entries of the allow-lists in lab.toml. Raises `UserError` that names file and entry."""
+    return tuple(
+        entry for name in config.splats.allow for entry in allow.load(Path(name).expanduser())
+    )
 
 
 def suite_options(config: Config) -> SuiteOptions:

@@ -10,10 +10,10 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
-from lab import image, locks, machine, model
+from lab import image, locks, machine, model, symbols
 from lab.guest import Down, Exited, Guest
 from lab.machine import Disk, MachineSpec, Timeouts
 from lab.model import (
@@ -25,6 +25,7 @@ from lab.model import (
     Event,
     EventKind,
     Kernel,
+    LabError,
     LabFault,
     LockFiles,
     MachineEnd,
@@ -32,9 +33,9 @@ from lab.model import (
     Splat,
     Trial,
 )
-from lab.splat import taint
+from lab.splat import account
+from lab.splat.allow import Allowed
 from lab.splat.detector import Detector
-from lab.splat.kinds import Kind
 from lab.store import write_atomically
 from lab.suites.protocol import PlannedCase, Suite
 
@@ -61,6 +62,9 @@ class Kit:
     scratch_bytes: int
     # A splat after which there is nothing more to learn: the case ends as failed, the machine goes.
     enough: Callable[[Splat], bool] | None = None
+    history: symbols.History | None = None  # of the series, on the side that has it
+    allowed: tuple[Allowed, ...] = ()  # splats that are known
+    today: date = date.max  # decides which of them have expired
 
 
 @dataclass(slots=True)
@@ -112,6 +116,7 @@ class Progress:
     begun: dict[str, int] = field(default_factory=dict)  # case -> console line at its start
     ended: dict[str, int] = field(default_factory=dict)
     health: Health | None = None
+    taints: dict[str, tuple[int, int]] = field(default_factory=dict)  # before and after each case
     vmstat: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     locks: LockFiles = field(
@@ -137,7 +142,10 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     for disk in spec.disks:
         disk.path.unlink(missing_ok=True)  # throw-away, and large
     console.splats += console.detector.finish()
+    await _symbolise(kit, console, progress)
+    console.splats = account.excused(console.splats, kit.allowed, arch=cell.arch, today=kit.today)
     results, others = _charge(progress, console)
+    results = account.cross_checked(results, others, progress.taints)
     trial = Trial(
         id=folder.name,
         cell=cell,
@@ -193,6 +201,7 @@ async def _use(
     if isinstance(health, Down):
         return
     progress.health = health
+    progress.taints[account.BOOT] = (0, health.taint)
     if health.lockdep_alive is not None:
         await locks.start(guest)
     refused = await _set(cell.settings, guest)
@@ -225,6 +234,7 @@ async def _use(
             progress.results.append(_down(name, after))
             return
         progress.results.append(_with_health(result, progress.health, after))
+        progress.taints[name] = (progress.health.taint, after.taint)
         progress.health = after
         if covered and after.lockdep_alive is False and number + 1 < len(cell.cases):
             # What follows would run without lockdep: better in a fresh machine.
@@ -327,15 +337,21 @@ def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResul
         # A report, if there is one, says more: it is charged to the case later.
         message = "lockdep switched itself off while it ran, and no report was found that says why"
         result = replace(result, state=CaseState.UNCOVERED, message=message)
-    if after.taint != before.taint:
-        letters = taint.letters(after.taint & ~before.taint)
-        message = f"the kernel became tainted ({letters})"
-        joined = f"{result.message}; {message}" if result.message else message
-        # A taint needs a report beside it; until one is found it is a missed splat.
-        ended_well = result.state in (CaseState.PASSED, CaseState.UNCOVERED)
-        state = CaseState.FAILED if ended_well else result.state
-        return replace(result, state=state, message=joined)
     return result
+
+
+async def _symbolise(kit: Kit, console: Console, progress: Progress) -> None:
+    """Source lines for the splats; a kernel that cannot be read is no reason to lose a trial."""
+
+    def work() -> list[Splat]:
+        found = symbols.symbolise(console.splats, kit.kernel.vmlinux)
+        return list(symbols.mark(found, kit.history) if kit.history else found)
+
+    try:
+        if console.splats:
+            console.splats = await asyncio.to_thread(work)
+    except LabError as error:
+        progress.notes.append(f"no source lines: {error.message}")
 
 
 def _charge(
@@ -349,20 +365,8 @@ def _charge(
         last = progress.ended.get(result.name, console.line)
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
         rest = [splat for splat in rest if splat not in mine]
-        if mine and result.state in (CaseState.PASSED, CaseState.UNCOVERED):
-            result = _doubted(result, mine)
-        charged.append(replace(result, splats=mine))
+        charged.append(account.charged(result, mine))
     return tuple(charged), tuple(rest)
-
-
-def _doubted(result: CaseResult, splats: tuple[Splat, ...]) -> CaseResult:
-    """A result that would be good but for the reports that its case brought about."""
-    bugs = [splat for splat in splats if splat.kind != Kind.LOCKDEP_LIMIT]
-    if bugs:
-        return replace(result, state=CaseState.FAILED, message=f"ended well, but: {bugs[0].title}")
-    # No fault of the kernel's: lockdep gave up, and what came after was not checked.
-    message = f"lockdep ran out of room while it ran: {splats[0].title}"
-    return replace(result, state=CaseState.UNCOVERED, message=message)
 
 
 async def _vmstat(guest: Guest) -> dict[str, int]:

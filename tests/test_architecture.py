@@ -36,6 +36,7 @@ ORDER = (
     "source",
     "patching",
     "tree",
+    "symbols",
     "wire",
     "guest",
     "locks",

@@ -55,14 +55,6 @@ def test_a_pass_without_lockdep_is_uncovered() -> None:
     assert trial._with_health(PASSED, none, none).state is CaseState.PASSED
 
 
-def test_a_new_taint_without_a_report_is_no_pass() -> None:
-    before, after = (Health(taint=flags, lockdep_alive=True) for flags in (0, 1 << 9))
-    result = trial._with_health(PASSED, before, after)
-    assert result.state is CaseState.FAILED
-    assert "(W)" in result.message
-    assert trial._with_health(PASSED, after, after).state is CaseState.PASSED
-
-
 @pytest.mark.parametrize(
     ("end", "state"),
     [

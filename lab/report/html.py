@@ -79,6 +79,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         matrix=view.matrix(record),
         groups=_groups(record, links),
         splats=view.splat_rows(record),
+        allowed=view.allowed_rows(record),
         warnings=[(arch, *view.warnings(record, arch)) for arch in record.manifest.archs],
         **_speed(record),
         locks=locks.sections(record, folder),

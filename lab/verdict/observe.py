@@ -261,7 +261,7 @@ def _splats(
     for trial in trials:
         places = [(BOOT, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
         for case, splats in places:
-            for splat in splats:
+            for splat in (splat for splat in splats if not splat.allowed):
                 here = found.setdefault(splat_key(splat), SplatSeen(splat=splat))
                 here.cases.add(case)
                 here.seen[trial.cell.side].add(trial.cell.repeat)
