@@ -107,7 +107,7 @@ def judge(
         file=file,
         fingerprint="" if corrupted else fingerprint(kind, title),
         corrupted=corrupted,
-        fatal=fatal or kind in FATAL,
+        fatal=fatal or (kind in FATAL and (kind is not form.kind or form.fatal)),
         locks=said,
         text="\n".join(texts)[:_TEXT_LIMIT],
     )
@@ -182,7 +182,7 @@ def _blame(
     return function
 
 
-_LAST_FUNCTION = re.compile(r"last function: ([A-Za-z_][\w.]*)")
+_LAST_FUNCTION = re.compile(r"(?:last function: |workfn=)([A-Za-z_][\w.]*)")
 
 
 def _guessed(texts: Sequence[str]) -> list[Frame]:

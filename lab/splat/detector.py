@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lab.model import Splat
 from lab.splat.blame import fingerprint, judge
 from lab.splat.formats import BOOT_BANNER, FORMATS, GATES, IGNORED, NEEDLES, QUOTING, Format, Recipe
-from lab.splat.kinds import FATAL, STALLS, Kind
+from lab.splat.kinds import STALLS, Kind
 from lab.splat.lines import Line, dropped, parse
 
 # A report ends that many lines after the last line that looked like a part of it.
@@ -211,7 +211,7 @@ class Detector:
             last_part=len(before),
         )
         report.rules = sum(bool(_RULE.match(each.text)) for each in before)
-        report.fatal = form.kind in FATAL
+        report.fatal = form.fatal
         self.fatal |= report.fatal
         self._open.append(report)
         return ended
