@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lab.model import Splat, UserError
 from lab.splat import frames, locks, reading
-from lab.splat.detector import Detector, scan
-from lab.splat.formats import FORMATS, GATES
+from lab.splat.detector import Detector, opening, scan
+from lab.splat.formats import FORMATS
 from lab.splat.kinds import ENDS_LOCKDEP, Kind
 
 DATA = Path(__file__).parent / "data" / "splat"
@@ -238,35 +238,24 @@ def test_harmless_lines_raise_no_alarm(line: str) -> None:
     assert scan([line]) == []
 
 
-def test_the_gate_lets_every_format_through() -> None:
-    # These needles stand after a word of the gate on the same line, as printk has it.
-    behind = {
-        "BUG: ": {"sleeping function called", "while atomic", "preemptible", "soft lockup"}
-        | {"memory leak", "nvalid wait context", "too low!", "chain cache", "locks held"}
-        | {"workqueue lockup", "stack guard page", "Bad rss-counter", "KASAN:", "KFENCE:"}
-        | {"KCSAN:", "KMSAN:", "bad unlock balance", "held lock freed", "lock held when returning"}
-        | {"lock held at task exit"},
-        "WARNING: ": {"possible circular locking", "possible recursive locking"}
-        | {"irq lock inversion", "unsafe lock order", "possible deadlock", "inconsistent"}
-        | {"Nested lock was not taken", "nested lock was not taken", "suspicious RCU usage"}
-        | {"bad contention detected", "chain_key collision"},
-        "INFO: ": {"non-static key", "blocked", "can't die", "stall"},
-        "Kernel panic - not syncing: ": {"corrupted stack end", "kernel stack overflow"}
-        | {"tack is corrupted", "Unable to mount root", "ernel panic"},
-        "Watchdog detected ": {"hard LOCKUP", "LOCKUP"},
-        "Unable to handle kernel ": {"NULL pointer dereference", "nable to handle"},
-        "kernel BUG": {"ernel BUG"},
-        ": 0000 [#1]": {"segment", "invalid opcode", "int3:", "divide", "double fault"},
-        "Filesystem has been shut down": {"been shut down"},
-        "detected": {"detected at", "Corruption"},
-        "(error -28)": {"Transaction aborted"},
-        "error, ": {"FAT-fs"},
-    }
-    for row in FORMATS:
-        if any(gate.strip() in row.needle for gate in GATES):
-            continue
-        before = [words for words, needles in behind.items() if row.needle in needles]
-        assert before and any(gate in before[0] for gate in GATES), row.needle
+OPENINGS = [
+    tuple(line.split(" ", 1))
+    for line in (DATA / "openings.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.mark.parametrize(("kind", "line"), OPENINGS, ids=lambda value: value[:60])
+def test_what_the_kernels_printk_calls_open(kind: str, line: str) -> None:
+    """Through the gates of the block reader, with the stamp that a console has."""
+    found = reading.scan_stream(io.BytesIO(f"[   12.345678][   T64] {line}\n".encode()))
+    assert [splat.kind for splat in found] == ([] if kind == "-" else [kind])
+
+
+def test_every_format_has_a_line_that_opens_it() -> None:
+    opened = {id(found[0]) for _, line in OPENINGS if (found := opening(line)) is not None}
+    idle = [row for row in FORMATS if id(row) not in opened]
+    assert [f"{row.kind}: {row.pattern.pattern}" for row in idle] == []
 
 
 @settings(deadline=None)  # a loaded machine proves nothing

@@ -163,7 +163,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "unsafe lock order",
-        r"\w+-safe -> \w+-unsafe lock order detected",
+        r"[\w-]+-safe -> [\w-]+-unsafe lock order detected",
         Kind.LOCKDEP_IRQ_ORDER,
         "possible deadlock in {function}",
         Recipe.LOCKDEP,
@@ -247,13 +247,6 @@ FORMATS: tuple[Format, ...] = (
         Recipe.STACK,
     ),
     _row(
-        "nested lock was not taken",
-        r"nested lock was not taken",
-        Kind.LOCKDEP_NESTED,
-        "WARNING: nested lock was not taken in {function}",
-        Recipe.STACK,
-    ),
-    _row(
         "non-static key",
         r"INFO: trying to register non-static key",
         Kind.LOCKDEP_KEY,
@@ -288,14 +281,6 @@ FORMATS: tuple[Format, ...] = (
         r"BUG: (?P<what>MAX_\w+) too low!",
         Kind.LOCKDEP_LIMIT,
         "BUG: {what} too low",
-        Recipe.NONE,
-        stack=False,
-    ),
-    _row(
-        "chain cache",
-        r"BUG: (?P<what>key hash chain|lockdep chain) .*",
-        Kind.LOCKDEP_LIMIT,
-        "BUG: {what}",
         Recipe.NONE,
         stack=False,
     ),
@@ -833,7 +818,7 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "I/O error",
+        " error, dev ",
         r"(?:blk_update_request: )?(?P<what>(?:critical \w+|I/O|protection|timeout|nonblocking "
         r"retry|recoverable transport)[\w ]* error), dev \S+, sector \d+",
         Kind.IO_ERROR,

@@ -102,7 +102,8 @@ def _shown(line: str, places: list[CodeFrame], marks: bool) -> Iterator[str]:
         return
     indent = line[: len(line) - len(line.lstrip())]
     for frame in known:
-        if frame.inlined:
+        # A guess has no call before it that anything could have been inlined at.
+        if frame.inlined and frame.kind is not FrameKind.GUESS:
             said = mark(frame) if marks else ""
             yield f"{indent}{frame.function} {frame.file}:{frame.line} [inline]{said}"
     text = line
