@@ -33,7 +33,7 @@ truncate -s 600M /tmp/w/disk
 case $fs in
     ext4) mkfs.ext4 -q /tmp/w/disk ;;
     xfs) mkfs.xfs -q /tmp/w/disk ;;
-    btrfs) mkfs.btrfs -q /tmp/w/disk ;;
+    btrfs) mkfs.btrfs -q /tmp/w/disk 2> /dev/null ;;
 esac
 mount -o loop /tmp/w/disk /tmp/m
 cp -r /etc /tmp/m

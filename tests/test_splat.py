@@ -278,6 +278,28 @@ def test_a_report_without_end_is_bounded() -> None:
     assert splat.last_line <= 1600 and len(splat.text) <= 64 * 1024
 
 
+@pytest.mark.parametrize(
+    "block",
+    [b"BUG: ", b"x", b"WARNING: [ ] [", b" f+0x1/0x2", b"Tainted: G W "],
+    ids=["openings", "nothing", "brackets", "frames", "taints"],
+)
+def test_a_line_without_end_is_cheap(block: bytes) -> None:
+    """A search that went over the whole of it from each place would take minutes."""
+    found = reading.scan_stream(io.BytesIO(b"BUG: " + block * (4_000_000 // len(block))))
+    assert all(len(splat.text) <= 64 * 1024 for splat in found)
+
+
+def test_a_kernel_that_only_warns_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.splat.detector._MOST_SPLATS", 5)
+    monkeypatch.setattr("lab.splat.detector._MOST_TEXT", 100)
+    lines = [f"[    1.0] WARNING: CPU: 0 PID: 1 at a.c:{n} f{n}+0x1/0x2" for n in range(2000)]
+    detector = Detector()
+    found = [splat for line in lines for splat in detector.feed(line)] + detector.finish()
+    assert len(found) == 5 and detector.beyond > 20
+    assert [bool(splat.text) for splat in found] == [False] * 5
+    assert all(splat.title == f"WARNING in f{splat.first_line - 1}" for splat in found)
+
+
 # --- files, JSON, the terminal -------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ class LogSplats:
     path: Path
     splats: tuple[Splat, ...]
     taint: str = ""  # letters of every "Tainted:" in it
+    beyond: int = 0  # reports that are in it and were only counted
 
 
 def read_files(paths: Sequence[Path]) -> tuple[LogSplats, ...]:
@@ -33,8 +34,10 @@ def read_files(paths: Sequence[Path]) -> tuple[LogSplats, ...]:
 
 
 def missed(logs: Sequence[LogSplats]) -> Iterator[str]:
-    """Logs whose kernel says that something went wrong which no report in them accounts for."""
+    """What the lists of splats do not show: too many, or a taint that none accounts for."""
     for log in logs:
+        if log.beyond:
+            yield f"{log.path}: {log.beyond} more reports are not listed"
         for each in taint.unexplained(log.taint, log.splats):
             yield (
                 f"{log.path}: tainted ({each.letter}: {each.meaning}) without a report: "
@@ -52,17 +55,23 @@ def _read(path: Path) -> LogSplats:
 
 def _scan(path: Path, log: BinaryIO) -> LogSplats:
     letters: set[str] = set()
-    found = scan_stream(log, on_taint=letters.update)
+    detector = Detector()
+    found = scan_stream(log, detector, on_taint=letters.update)
     return LogSplats(
         path=path,
         splats=tuple(sorted(found, key=lambda splat: splat.first_line)),
         taint="".join(sorted(letters)),
+        beyond=detector.beyond,
     )
 
 
-def scan_stream(log: BinaryIO, on_taint: Callable[[str], None] | None = None) -> list[Splat]:
+def scan_stream(
+    log: BinaryIO,
+    detector: Detector | None = None,
+    on_taint: Callable[[str], None] | None = None,
+) -> list[Splat]:
     """The splats of a log of any size, in bounded memory. `on_taint` gets letters it shows."""
-    detector = Detector()
+    detector = detector or Detector()
     found: list[Splat] = []
     rest = b""
 
