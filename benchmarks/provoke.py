@@ -46,7 +46,7 @@ SCRIPTS = {
     + r"""
 mkfs.ext4 -q -O ^metadata_csum /tmp/w/disk
 mount -o loop /tmp/w/disk /tmp/m
-mkdir /tmp/m/d; for i in $(seq 500); do : > /tmp/m/d/file$i; done
+mkdir /tmp/m/d; touch $(seq -f /tmp/m/d/file%g 500)
 umount /tmp/m
 block=$(debugfs -R 'blocks d' /tmp/w/disk 2>/dev/null | tr ' ' '\n' | sed -n 2p)
 dd if=/dev/urandom of=/tmp/w/disk bs=4096 seek=$block count=1 conv=notrunc
@@ -56,7 +56,7 @@ mount -o loop,errors=continue /tmp/w/disk /tmp/m; ls /tmp/m/d > /dev/null; sync
     + r"""
 mkfs.xfs -q /tmp/w/disk
 mount -o loop /tmp/w/disk /tmp/m
-for i in $(seq 2000); do mkdir /tmp/m/dir$i; done
+mkdir $(seq -f /tmp/m/dir%g 1500)
 umount /tmp/m
 for at in 1 2; do dd if=/dev/urandom of=/tmp/w/disk bs=4096 seek=$at count=1 conv=notrunc; done
 dd if=/dev/urandom of=/tmp/w/disk bs=4096 seek=9 count=64 conv=notrunc
@@ -70,13 +70,13 @@ cp -r /etc /usr/share/doc /tmp/m; sync; umount /tmp/m
 dd if=/dev/urandom of=/tmp/w/disk bs=65536 seek=82 count=200 conv=notrunc
 mount -o loop /tmp/w/disk /tmp/m && { find /tmp/m -type f -exec cat {} + > /dev/null; sync; }
 """,
-    "io_error": r"""
-modprobe scsi_debug 2> /dev/null
-mkdir -p /tmp/w /tmp/m; mount -t tmpfs none /tmp/w; truncate -s 300M /tmp/w/disk
-loop=$(losetup -f --show /tmp/w/disk)
-mkfs.ext4 -q $loop
-echo "0 $(blockdev --getsz $loop) flakey $loop 0 3 30" | dmsetup create bad
-mount /dev/mapper/bad /tmp/m; sleep 4; cp -r /etc /tmp/m; sync
+    # The disk becomes shorter than its file system.
+    "io_error": _DAMAGED
+    + r"""
+mkfs.ext4 -q /tmp/w/disk
+mount -o loop /tmp/w/disk /tmp/m
+truncate -s 1M /tmp/w/disk
+cp -r /etc /tmp/m; sync; echo 3 > /proc/sys/vm/drop_caches; ls -lR /tmp/m > /dev/null
 """,
 }
 APPEND = (

@@ -252,7 +252,7 @@ DISPATCH = _whole(
 FILES = re.compile(
     r"""
       include/ | lib/ | arch/[^/]+/(?:include|lib|entry|mm/fault|kernel/(?:apic|irq|process|stack|
-      syscall|entry|unwind|dumpstack|debug-monitors|time|smp|cpu/mce|kernel/nmi)) | arch/[^/]+/mm/
+      syscall|entry|head|unwind|dumpstack|debug-monitors|time|smp|cpu/mce|kernel/nmi)) | arch/[^/]+/mm/
     | mm/(?:kasan|kmsan|kfence|kcsan|kmemleak|slab|slub|slob|util\.|vmalloc|page_alloc|percpu|
       mempool|dmapool|usercopy|maccess|folio-compat|debug|failslab|early_ioremap)
     | kernel/(?:panic|locking/|kcsan|rcu/|sched/|workqueue|kthread|fork|exit|stacktrace|trace/|
