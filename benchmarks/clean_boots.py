@@ -33,7 +33,7 @@ truncate -s 600M /tmp/w/disk
 case $fs in
     ext4) mkfs.ext4 -q /tmp/w/disk ;;
     xfs) mkfs.xfs -q /tmp/w/disk ;;
-    btrfs) mkfs.btrfs -q /tmp/w/disk 2> /dev/null ;;
+    btrfs) mkfs.btrfs -q /tmp/w/disk > /dev/null 2>&1 ;;
 esac
 mount -o loop /tmp/w/disk /tmp/m
 cp -r /etc /tmp/m

@@ -77,8 +77,169 @@ WRITTEN: dict[str, list[tuple[Kind, str, bool]]] = {
     "wait-context": [(Kind.LOCKDEP_WAIT_CONTEXT, "shrink_pool", False)],
     "warning-new-format": [(Kind.WARNING, "__vma_enter_locked", False)],
 }
+# By benchmarks/provoke.py: what each fault looks like on either architecture.
+PROVOKED: dict[str, list[tuple[Kind, str, bool]]] = {
+    "arm64-CORRUPT_LIST_ADD": [
+        (Kind.LIST_CORRUPTION, "lkdtm_CORRUPT_LIST_ADD", True),
+        (Kind.WARNING, "ct_kernel_exit", False),
+    ],
+    "arm64-CORRUPT_STACK": [(Kind.PAGE_FAULT, "", True)],
+    "arm64-EXCEPTION": [(Kind.NULL_DEREF, "lkdtm_EXCEPTION", True)],
+    "arm64-EXEC_DATA": [(Kind.PAGE_FAULT, "data_area", True)],
+    "arm64-EXEC_NULL": [(Kind.NULL_DEREF, "lkdtm_EXEC_NULL", True)],
+    "arm64-EXHAUST_STACK": [(Kind.STACK_OVERFLOW, "do_notify_resume", True)],
+    "arm64-PANIC": [(Kind.PANIC, "", True)],
+    "arm64-REFCOUNT_INC_ZERO": [(Kind.REFCOUNT, "lkdtm_REFCOUNT_INC_ZERO", False)],
+    "arm64-SLAB_FREE_DOUBLE": [(Kind.SLAB_CORRUPTION, "lkdtm_SLAB_FREE_DOUBLE", False)],
+    "arm64-SPINLOCKUP": [
+        (Kind.ATOMIC_SLEEP, "__fput", False),
+        (Kind.LOCKDEP_WAIT_CONTEXT, "rseq_get_rseq_cs_ptr_val", False),
+        (Kind.ATOMIC_SLEEP, "do_notify_resume", False),
+    ],
+    "arm64-WRITE_RO": [(Kind.PAGE_FAULT, "lkdtm_WRITE_RO", True)],
+    "arm64-atomic": [
+        (Kind.ATOMIC_SLEEP, "provoke_atomic", False),
+        (Kind.RCU_USAGE, "file_end_write", False),
+        (Kind.ATOMIC_SLEEP, "do_notify_resume", False),
+    ],
+    "arm64-bad_magic": [
+        (Kind.LOCKDEP_KEY, "provoke_bad_magic", False),
+        (Kind.ATOMIC_SLEEP, "__fput", False),
+        (Kind.ATOMIC_SLEEP, "do_notify_resume", False),
+    ],
+    "arm64-bad_page": [(Kind.BAD_PAGE, "provoke_bad_page", False)],
+    "arm64-balance": [(Kind.LOCKDEP_UNLOCK_BALANCE, "provoke_balance", False)],
+    "arm64-bug": [(Kind.BUG, "provoke_bug", True), (Kind.WARNING, "ct_kernel_exit", False)],
+    "arm64-circular": [(Kind.LOCKDEP_CIRCULAR, "provoke_ba", False)],
+    "arm64-freed": [(Kind.LOCKDEP_HELD_LOCK, "provoke_freed", False)],
+    "arm64-held_exit": [(Kind.LOCKDEP_HELD_LOCK, "provoke_exiting", False)],
+    "arm64-held_return": [(Kind.LOCKDEP_HELD_LOCK, "provoke_held_return", False)],
+    "arm64-hung": [
+        (Kind.HUNG_TASK, "provoke_hung", False),
+        (Kind.HUNG_TASK, "provoke_sleeper", False),
+        (Kind.HUNG_TASK, "provoke_hung", False),
+        (Kind.HUNG_TASK, "provoke_sleeper", False),
+    ],
+    "arm64-inconsistent": [(Kind.LOCKDEP_INCONSISTENT, "provoke_take", False)],
+    "arm64-inversion": [(Kind.LOCKDEP_IRQ_INVERSION, "provoke_tick", False)],
+    "arm64-list_del": [
+        (Kind.LIST_CORRUPTION, "provoke_list_del", True),
+        (Kind.WARNING, "ct_kernel_exit", False),
+    ],
+    "arm64-noncanonical": [(Kind.PAGE_FAULT, "provoke_noncanonical", True)],
+    "arm64-nonstatic": [(Kind.LOCKDEP_KEY, "provoke_nonstatic", False)],
+    "arm64-null": [(Kind.NULL_DEREF, "provoke_null", True)],
+    "arm64-order": [(Kind.LOCKDEP_IRQ_ORDER, "provoke_tick", False)],
+    "arm64-paging": [(Kind.PAGE_FAULT, "provoke_paging", True)],
+    "arm64-panic": [(Kind.PANIC, "", True)],
+    "arm64-rcu": [(Kind.RCU_USAGE, "provoke_rcu", False)],
+    "arm64-rcu_stall": [
+        (Kind.SOFT_LOCKUP, "provoke_write", False),
+        (Kind.WQ_LOCKUP, "", False),
+        (Kind.RCU_STALL, "provoke_write", False),
+    ],
+    "arm64-recursive": [(Kind.LOCKDEP_RECURSIVE, "provoke_recursive", False)],
+    "arm64-refcount": [(Kind.REFCOUNT, "provoke_refcount", False)],
+    "arm64-slab_double_free": [
+        (Kind.SLAB_CORRUPTION, "provoke_slab_double_free", False),
+        (Kind.NULL_DEREF, "alloc_buf", True),
+    ],
+    "arm64-slab_leftover": [
+        (Kind.SLAB_CORRUPTION, "provoke_slab_leftover", False),
+        (Kind.WARNING, "provoke_slab_leftover", False),
+    ],
+    "arm64-slab_poison": [(Kind.SLAB_CORRUPTION, "provoke_slab_poison", False)],
+    "arm64-softlockup": [
+        (Kind.WQ_LOCKUP, "", False),
+        (Kind.SOFT_LOCKUP, "provoke_write", False),
+        (Kind.RCU_STALL, "provoke_write", False),
+    ],
+    "arm64-srcu_stall": [
+        (Kind.HUNG_TASK, "provoke_srcu_stall", False),
+        (Kind.HUNG_TASK, "__synchronize_srcu", False),
+        (Kind.HUNG_TASK, "provoke_srcu_stall", False),
+        (Kind.HUNG_TASK, "__synchronize_srcu", False),
+    ],
+    "arm64-srcu_usage": [(Kind.RCU_USAGE, "provoke_srcu_usage", False)],
+    "arm64-stack": [
+        (Kind.LOCKDEP_OTHER, "", False),
+        (Kind.NULL_DEREF, "", True),
+        (Kind.NULL_DEREF, "", True),
+        (Kind.NULL_DEREF, "", True),
+    ],
+    "arm64-wait_context": [(Kind.LOCKDEP_WAIT_CONTEXT, "provoke_wait_context", False)],
+    "arm64-warn": [(Kind.WARNING, "provoke_warn", False)],
+    "arm64-work_leak": [
+        (Kind.WQ_LEAKED_LOCK, "provoke_leak_fn", False),
+        (Kind.LOCKDEP_CIRCULAR, "process_one_work", False),
+    ],
+    "arm64-workqueue": [
+        (Kind.WQ_LOCKUP, "", False),
+        (Kind.HUNG_TASK, "provoke_workqueue", False),
+        (Kind.HUNG_TASK, "provoke_workqueue", False),
+        (Kind.WQ_LOCKUP, "", False),
+    ],
+    "x86_64-CORRUPT_STACK": [(Kind.PAGE_FAULT, "", True)],
+    "x86_64-EXEC_NULL": [(Kind.NULL_DEREF, "execute_location", True)],
+    "x86_64-EXHAUST_STACK": [(Kind.STACK_OVERFLOW, "do_task_dead", True)],
+    "x86_64-HARDLOCKUP": [
+        (Kind.RCU_STALL, "direct_entry", False),
+        (Kind.RCU_STALL, "direct_entry", False),
+        (Kind.RCU_STALL, "direct_entry", False),
+    ],
+    "x86_64-SLAB_FREE_DOUBLE": [(Kind.SLAB_CORRUPTION, "direct_entry", False)],
+    "x86_64-SPINLOCKUP": [
+        (Kind.LOCKDEP_HELD_LOCK, "direct_entry", False),
+        (Kind.ATOMIC_SLEEP, "__fput", False),
+        (Kind.ATOMIC_SLEEP, "do_task_dead", False),
+    ],
+    "x86_64-WRITE_RO": [(Kind.PAGE_FAULT, "lkdtm_WRITE_RO", True)],
+    "x86_64-bad_page": [(Kind.BAD_PAGE, "provoke_write", False)],
+    "x86_64-freed": [(Kind.LOCKDEP_HELD_LOCK, "provoke_freed", False)],
+    "x86_64-fs_btrfs": [(Kind.FS_CORRUPTION, "", False)],
+    "x86_64-fs_xfs": [(Kind.FS_CORRUPTION, "xfs_buf_ioend", False), (Kind.FS_ERROR, "", False)],
+    "x86_64-held_exit": [(Kind.LOCKDEP_HELD_LOCK, "provoke_exiting", False)],
+    "x86_64-held_return": [(Kind.LOCKDEP_HELD_LOCK, "provoke_write", False)],
+    "x86_64-io_error": [
+        (Kind.FS_CORRUPTION, "__ext4_find_entry", False),
+        (Kind.FS_CORRUPTION, "htree_dirblock_to_tree", False),
+    ],
+    "x86_64-noncanonical": [(Kind.GPF, "provoke_noncanonical", True)],
+    "x86_64-nonstatic": [(Kind.LOCKDEP_KEY, "provoke_nonstatic", False)],
+    "x86_64-paging": [(Kind.PAGE_FAULT, "provoke_paging", True)],
+    "x86_64-rcu_stall": [
+        (Kind.RCU_STALL, "provoke_write", False),
+        (Kind.WQ_LOCKUP, "", False),
+        (Kind.WQ_LOCKUP, "", False),
+    ],
+    "x86_64-slab_double_free": [
+        (Kind.SLAB_CORRUPTION, "provoke_write", False),
+        (Kind.SLAB_CORRUPTION, "load_elf_binary", False),
+    ],
+    "x86_64-slab_leftover": [
+        (Kind.SLAB_CORRUPTION, "provoke_write", False),
+        (Kind.WARNING, "provoke_write", False),
+    ],
+    "x86_64-slab_poison": [(Kind.SLAB_CORRUPTION, "provoke_write", False)],
+    "x86_64-slab_redzone": [(Kind.SLAB_CORRUPTION, "provoke_write", False)],
+    "x86_64-srcu_stall": [
+        (Kind.HUNG_TASK, "provoke_srcu_stall", False),
+        (Kind.HUNG_TASK, "__synchronize_srcu", False),
+        (Kind.HUNG_TASK, "provoke_srcu_stall", False),
+        (Kind.HUNG_TASK, "__synchronize_srcu", False),
+    ],
+    "x86_64-srcu_usage": [(Kind.RCU_USAGE, "provoke_srcu_usage", False)],
+    "x86_64-wait_context": [(Kind.LOCKDEP_WAIT_CONTEXT, "provoke_wait_context", False)],
+    "x86_64-workqueue": [
+        (Kind.SOFT_LOCKUP, "provoke_busy", False),
+        (Kind.HUNG_TASK, "provoke_write", False),
+        (Kind.RCU_STALL, "provoke_busy", False),
+        (Kind.HUNG_TASK, "provoke_write", False),
+    ],
+}
 LOGS = [
     *((DATA / "guest" / f"{name}.log", found) for name, found in GUEST.items()),
+    *((DATA / "guest" / f"{name}.log", found) for name, found in PROVOKED.items()),
     *((DATA / "written" / f"{name}.log", found) for name, found in WRITTEN.items()),
 ]
 
@@ -188,6 +349,27 @@ def test_lockdep_chains_name_both_locks_and_who_took_them() -> None:
     assert [(link.depth, link.lock) for link in links] == [(1, "provoke_b"), (0, "provoke_a")]
     assert "provoke_ab" in links[0].stack and "provoke_ba" in links[1].stack
     assert splat.kind in ENDS_LOCKDEP
+
+
+def test_chains_of_reports_about_interrupts_name_both_sides() -> None:
+    (splat,) = read(DATA / "guest" / "arm64-inversion.log")
+    plain, spin = locks.chain(splat.text.split("\n"))
+    assert (plain.lock, plain.usage) == ("provoke_plain", "+.+.")
+    assert plain.stack[:3] == ("_raw_spin_lock", "provoke_take", "provoke_nested")
+    assert spin.lock == "provoke_spin" and "provoke_tick" in spin.stack
+    (splat,) = read(DATA / "guest" / "arm64-order.log")
+    assert [link.lock for link in locks.chain(splat.text.split("\n"))] == [
+        "provoke_spin",
+        "provoke_plain",
+    ]
+
+
+def test_lock_classes_with_brackets_in_their_names() -> None:
+    splat = read(DATA / "guest" / "arm64-work_leak.log")[1]
+    assert splat.locks == ("(wq_completion)events", "provoke_b")
+    assert locks.involved(
+        ["ffff888009a3c0b8 ((work_completion)(&(&x)->work)){+.+.}-{0:0}, at: f"]
+    ) == ("(work_completion)(&(&x)->work)",)
 
 
 def test_the_guilty_file_is_no_header_and_no_library() -> None:
