@@ -364,11 +364,10 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
 
 def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]:
     """What the locks of both sides say, where they were read."""
-    archs = sorted({record.cell.arch for record in gathered.trials})
+    read = [record for record in gathered.trials if record.locks and record.locks.files]
     return tuple(
         news(diff(stored.of_run(gathered.trials, folder, arch)), arch)
-        for arch in archs
-        if any(record.locks and record.locks.files for record in gathered.trials)
+        for arch in sorted({record.cell.arch for record in read})
     )
 
 
