@@ -138,6 +138,7 @@ def test_a_cut_name_of_lock_stat_means_all_that_it_may_mean() -> None:
 NM = """\
 0000000000000000 a super.c
 ffffffff82000000 T _stext
+ffffffff82001000 d $d
 ffffffff82001000 d ext4_fs_type
 ffffffff82002000 b __key.3
 ffffffff82002010 b __key.11

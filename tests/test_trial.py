@@ -55,6 +55,34 @@ def test_a_pass_without_lockdep_is_uncovered() -> None:
     assert trial._with_health(PASSED, none, none).state is CaseState.PASSED
 
 
+def test_lockdep_that_dies_in_a_case_leaves_it_uncovered_the_last_one_too() -> None:
+    on, off = (Health(taint=0, lockdep_alive=alive) for alive in (True, False))
+    result = trial._with_health(PASSED, on, off)
+    assert result.state is CaseState.UNCOVERED
+    assert "no report" in result.message
+    failed = CaseResult(name="suite/a", state=CaseState.FAILED, message="why")
+    assert trial._with_health(failed, on, off) == failed
+    # A report says more.
+    ((told,), _) = charged([result], {"suite/a": (10, 19)}, [splat(12)])
+    assert told.state is CaseState.FAILED
+    assert "WARNING in line 12" in told.message
+
+
+def test_lockdep_out_of_room_is_no_failure_of_the_case() -> None:
+    limit = Splat(
+        kind="lockdep-limit", title="MAX_LOCKDEP_ENTRIES too low!", first_line=12, last_line=13
+    )
+    result = trial._with_health(
+        PASSED, Health(taint=0, lockdep_alive=True), Health(taint=0, lockdep_alive=False)
+    )
+    ((told,), _) = charged([result], {"suite/a": (10, 19)}, [limit])
+    assert told.state is CaseState.UNCOVERED
+    assert "ran out of room" in told.message
+    assert told.splats == (limit,)
+    ((both,), _) = charged([result], {"suite/a": (10, 19)}, [limit, splat(15)])
+    assert both.state is CaseState.FAILED
+
+
 @pytest.mark.parametrize(
     ("end", "state"),
     [
