@@ -237,16 +237,19 @@ def test_diff_of_a_run_and_its_picture(run: tuple[RunRecord, Path], tmp_path: Pa
     drawn(picture.read_text())
 
 
-def test_a_certain_cycle_is_exit_1(tmp_path: Path) -> None:
-    for name, edges in (("1", [("a", "b")]), ("2", [("b", "a")])):
-        for side in ("base", "patched") if name == "1" else ("patched",):
-            here = tmp_path / side / name
+@pytest.mark.parametrize(("boots", "expected", "said"), [(6, 1, "new"), (2, 4, "possible")])
+def test_a_cycle_and_its_exit_code(tmp_path: Path, boots: int, expected: int, said: str) -> None:
+    for side in Side:
+        for number in range(boots):
+            here = tmp_path / side / str(number)
             here.mkdir(parents=True)
-            (here / "lockdep").write_text(lockdep(edges))
+            turned = side is P and number > 0
+            (here / "lockdep").write_text(lockdep([("b", "a") if turned else ("a", "b")]))
             (here / "lock_stat").write_text(lock_stat("ab"))
-    code, said = lab("lockgraph", "diff", tmp_path / "base", tmp_path / "patched")
-    assert code == 1
-    assert "new cycle: b -> a -> b" in said
+    code, output = lab("lockgraph", "diff", tmp_path / "base", tmp_path / "patched")
+    assert code == expected
+    assert f"{said} cycle" in output
+    assert "b -> a -> b" in output
 
 
 def test_show_around_and_who_takes_it() -> None:

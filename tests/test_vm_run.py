@@ -71,6 +71,12 @@ def test_the_demo_series_is_clean(make_lab: MakeLab) -> None:
     folder = next(lab.runs.glob("*/record.json")).parent
     assert (folder / "report.html").read_text().count("<script>") == 0
     assert b"<testsuites" in (folder / "junit.xml").read_bytes()
+    for kept in (trial["locks"] for trial in record["trials"]):
+        assert (kept["alive"], kept["missing"]) == (True, "")
+        assert kept["placed"] > 300, "keys are addresses, and lie in symbols"
+    shown = lab("lockgraph", "show", "--around", "mmap_lock", expect=0).stdout
+    assert "&mm->mmap_lock -> sb_pagefaults (ext4)" in shown
+    assert "&mm->mmap_lock -> sb_pagefaults (xfs)" in shown
 
     # The same again: nothing changed, so make is not called at all.
     lab("run", "--patch", ROOT / "patches/demo", "--duration", "1", "--repeats", "1", expect=0)
@@ -248,3 +254,20 @@ def test_the_users_series_is_not_written_to(make_lab: MakeLab, tmp_path: Path) -
     assert [
         (p.name, p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(mine.iterdir())
     ] == before
+
+
+def test_a_lockdep_without_room_is_coverage_lost_and_the_rest_runs_afresh(
+    make_lab: MakeLab,
+) -> None:
+    lab = make_lab(SHORT.replace('["truncate"]', '["truncate", "munmap"]'))
+    lab("run", "--patch", SERIES / "spends-lockdep", expect=4)
+    record = record_of(lab)
+    assert record["verdict"]["findings"] == []
+    assert any("coverage lost" in reason for reason in record["verdict"]["reasons"])
+    patched = states(record, "patched")
+    assert patched["faultstress/ext4/truncate"] == {"uncovered"}
+    assert patched["faultstress/ext4/munmap"] == {"passed"}, "in a fresh machine"
+    machines = [t for t in record["trials"] if t["cell"]["side"] == "patched"]
+    assert [t["lockdep_alive"] for t in machines] == [False, True]
+    assert [t["locks"]["alive"] for t in machines] == [False, True]
+    assert set.union(*states(record, "base").values()) == {"passed"}

@@ -51,6 +51,13 @@ def find(labels: Iterable[str], around: str) -> tuple[str, ...]:
     )
 
 
+def centre(diff: LockDiff, around: str | None) -> tuple[str, ...]:
+    """The classes of a comparison that `around` means; () for None. Raises `UserError`."""
+    if around is None:
+        return ()
+    return find({label for e in diff.edges for label in (e.before, e.after)}, around)
+
+
 def plain(label: str) -> str:
     """ "&mm->mmap_lock/1" -> "mmap_lock"; "sb_pagefaults (ext4)" stays."""
     head, space, place = label.partition(" (")

@@ -338,8 +338,11 @@ def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     _judge_boots(arch, docket)
     for case in arch.planned:
         _judge_case(arch, case, given, docket)
-    for key, weighed in arch.splats.items():
-        _judge_splat(arch, arch.observed.splats[key], weighed, docket)
+    for key, seen in arch.observed.splats.items():
+        if key in arch.splats:
+            _judge_splat(arch, seen, arch.splats[key], docket)
+        else:  # lockdep's own limits: told, but not weighed
+            docket.splats.append(_splat_verdict(arch, seen, Comparison.UNKNOWN))
 
 
 def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
@@ -547,19 +550,7 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
         comparison = Comparison.SAME_FAIL
     else:
         comparison = Comparison.FLAKY
-    docket.splats.append(
-        SplatVerdict(
-            fingerprint=seen.splat.fingerprint,
-            kind=seen.splat.kind,
-            title=seen.splat.title,
-            base=base,
-            base_trials=exposed[Side.BASE],
-            patched=patched,
-            patched_trials=exposed[Side.PATCHED],
-            comparison=comparison,
-            arch=arch.name,
-        )
-    )
+    docket.splats.append(_splat_verdict(arch, seen, comparison))
     counts = (
         f"in {patched} of {exposed[Side.PATCHED]} runs with the series, "
         f"{base} of {exposed[Side.BASE]} without"
@@ -576,3 +567,17 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
     elif comparison in (Comparison.SUSPECT, Comparison.UNKNOWN):
         torn = f" (torn: {seen.splat.corrupted})" if not whole else ""
         docket.doubts.append(f"{arch.name}: splat “{seen.splat.title}”{torn} {counts}")
+
+
+def _splat_verdict(arch: _Arch, seen: SplatSeen, comparison: Comparison) -> SplatVerdict:
+    return SplatVerdict(
+        fingerprint=seen.splat.fingerprint,
+        kind=seen.splat.kind,
+        title=seen.splat.title,
+        base=len(seen.seen[Side.BASE]),
+        base_trials=len(seen.exposed[Side.BASE]),
+        patched=len(seen.seen[Side.PATCHED]),
+        patched_trials=len(seen.exposed[Side.PATCHED]),
+        comparison=comparison,
+        arch=arch.name,
+    )
