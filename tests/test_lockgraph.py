@@ -222,7 +222,7 @@ def test_labels_do_not_depend_on_the_order_of_boots(order: list[int]) -> None:
         ((2, 3), (3, 3), Change.VARIES),
         ((3, 3), (3, 3), Change.SAME),
         ((5, 6), (0, 6), Change.GONE),
-        ((3, 3), (0, 0), Change.NOT_SEEN),
+        ((3, 3), (0, 0), Change.UNTOLD),
         ((1, 9), (0, 9), Change.VARIES),
     ],
 )
@@ -250,7 +250,7 @@ def test_the_silence_of_a_run_in_doubt_says_nothing(dead: str) -> None:
     silent = runs(P, *[boot(BC)] * 3, doubt=dead)
     whole = diff([*runs(B, *[boot(AB, BC)] * 3), *silent])
     found, counts = the_edge(whole, *AB)
-    assert found is Change.NOT_SEEN
+    assert found is Change.UNTOLD
     assert counts == Counts(base=3, base_runs=3, patched=0, patched_runs=0)
     assert any(dead in doubt for doubt in whole.doubts)
     # What it shows, it shows.

@@ -37,7 +37,9 @@ class Change(StrEnum):
     NOT_SEEN = "not-seen"  # in every run of the base, and in none with the series; too few runs
     ONLY_SEEN = "only-seen"  # the other way round
     VARIES = "varies"  # not in all runs of one side
-    UNTOLD = "untold"  # differs, but one of its locks cannot be told from others of its name
+    # Differs, but one of its locks cannot be told from others of its name, or no run of the other
+    # side could have shown it.
+    UNTOLD = "untold"
     SAME = "same"
 
 
@@ -289,6 +291,8 @@ def change(counts: Counts) -> Change:
     else:
         steady, one_sided = patched == counts.patched_runs, (patched, counts.patched_runs)
         other, sure, unsure = counts.base_runs, Change.NEW, Change.ONLY_SEEN
+    if not other:
+        return Change.UNTOLD
     if fisher(*one_sided, 0, other) <= LEVEL * (1 + 1e-9):
         return sure
     return unsure if steady else Change.VARIES

@@ -68,7 +68,7 @@ def sections(record: RunRecord, folder: Path | None) -> tuple[Section, ...]:
 
 def section(compared: LockDiff, arch: str, subjects: Sequence[str]) -> Section:
     around = suggest(compared, subjects)
-    drawn, why = "", "no edge changed"
+    drawn, why = "", "no more changed than chance makes (lab lockgraph diff --around CLASS draws)"
     if around is not None:
         try:
             drawn = picture(compared, around)
