@@ -276,7 +276,8 @@ async def _open_pool(
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
-        known = pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
+        rough = {case.name: case.expected_s for case in planned.cases if case.expected_s}
+        known = rough | pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
         machines = pool.capacity(
             config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
         )

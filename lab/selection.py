@@ -131,5 +131,5 @@ def _check_only(
         why = f" ({'; '.join(absent)})" if absent else ""
         raise UserError(
             f"--only {pattern}: no such case in {names}{why}",
-            hint="lab suites SUITE lists the cases; --suite chooses other suites",
+            hint="a name, its end or a shell pattern: generic/247, xfs/*; --suite chooses other suites",
         )

@@ -188,7 +188,15 @@ def _plan(
                     notes.append(f"{test} runs on {config.name}: its exclusion has expired")
                 else:
                     skip = entry.told
-            cases.append(_case(test, config, skip, known_s.get(test, 0.0), settings.timeout_s))
+            cases.append(
+                case_for(
+                    test,
+                    config,
+                    skip=skip,
+                    expected_s=known_s.get(test, 0.0),
+                    timeout_s=settings.timeout_s,
+                )
+            )
     if not cases and not ground.only:
         raise UserError(
             f"xfstests has no test in {', '.join(ground.groups) or DEFAULT_GROUP} for "
@@ -220,9 +228,10 @@ def _tests(
     return tuple(chosen)
 
 
-def _case(
-    test: str, config: FsConfig, skip: str, expected_s: float, timeout_s: float
+def case_for(
+    test: str, config: FsConfig, *, skip: str, expected_s: float, timeout_s: float
 ) -> PlannedCase:
+    """The case of one test there; `timeout_s` is for the test alone."""
     # A test that is known to be long gets ten times as long.
     limit_s = max(timeout_s, 10 * expected_s)
     options = ("-overlay",) if config.filesystem == "overlay" else ()
