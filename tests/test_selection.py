@@ -158,6 +158,15 @@ def test_what_cannot_run_says_so_in_one_line_and_the_rest_runs(
     assert event.kind is EventKind.WARNING and event.text == "skipped: there is no tree"
 
 
+def test_what_nobody_asked_for_casts_no_doubt(
+    ground: Ground, bring: dict[str, object], events: list[Event]
+) -> None:
+    bring["bringer"] = Bringer(supplies=Supplies(absent="there is no tree"))
+    got = select(parse(["boot", "bringer"]), OPTIONS, only=["boot/hello"], ground=ground)
+    assert [case.name for case in got.cases] == ["boot/hello"]
+    assert got.absent == () and events == []
+
+
 def test_nothing_but_what_cannot_run_is_an_error(ground: Ground, bring: dict[str, object]) -> None:
     bring["bringer"] = Bringer(supplies=Supplies(absent="there is no tree"))
     with pytest.raises(UserError, match="there is no tree"):
