@@ -86,7 +86,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     began = time.monotonic()
     gathered = Gathered()
     subject = take(request, cache, emit)
-    planned = make_plan(subject, config)
+    planned = make_plan(subject, config, cache=cache, emit=emit)
     gathered.setup_s += time.monotonic() - began
     manifest = _manifest(request, planned)
     for note in manifest.notes:
@@ -125,6 +125,8 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         planned.archs,
         sorted(prints.items()),
         planned.cases,
+        sorted(planned.disks.items()),
+        planned.absent,
         config.run,
         config.machine,
         config.faultstress,
@@ -274,7 +276,8 @@ async def _open_pool(
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
-        known = pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
+        rough = {case.name: case.expected_s for case in planned.cases if case.expected_s}
+        known = rough | pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
         machines = pool.capacity(
             config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
         )
@@ -308,6 +311,7 @@ async def _open_pool(
             allowed=planned.allowed,
             # The day on which the run was begun: one that is taken up goes on with the same list.
             today=datetime.fromisoformat(manifest.created).date(),
+            disks=planned.disks.get((name, kernel.side), ()),
         )
         for kernel in (ready.base, ready.patched)
     }
@@ -351,7 +355,7 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         title=planned.subject.series.title,
         archs=planned.archs,
         profile=config.profile,
-        cases=planned.names,
+        cases=(*planned.names, *_parts(gathered.trials)),
         trials=tuple(gathered.trials),
         kernels=tuple(gathered.kernels),
         failures=tuple(gathered.failures),
@@ -359,6 +363,7 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         max_repeats=config.run.max_repeats,
         changed_files=planned.subject.patched.changed,
         counters=planned.subject.series.counters,
+        absent=planned.absent,
     )
 
 
@@ -369,6 +374,12 @@ def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]
         news(diff(stored.of_run(gathered.trials, folder, arch)), arch)
         for arch in sorted({record.cell.arch for record in read})
     )
+
+
+def _parts(trials: Sequence[Trial]) -> tuple[str, ...]:
+    """What cases turned out to consist of, in the order in which it was heard of."""
+    names = (result.name for trial in trials for result in trial.results)
+    return tuple(dict.fromkeys(name for name in names if model.case_of(name) != name))
 
 
 def _record(

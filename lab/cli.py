@@ -166,13 +166,20 @@ def cli(
 @_kernel
 @_arch
 @_profile
-@click.option("--suite", multiple=True, metavar="NAME[,NAME]", help="See: lab suites.")
+@click.option("--suite", multiple=True, metavar="NAME[:GROUP][,...]", help="See: lab suites.")
+@click.option(
+    "--only", multiple=True, metavar="CASE[,CASE]", help="Single cases: generic/247, xfs/*."
+)
 @click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
 @click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
 @click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
 @click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
 @click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
+@click.option("--xfstests", metavar="DIR", help="A tree of xfstests that you have built.")
+@click.option(
+    "--xfstests-config", multiple=True, metavar="NAME[,NAME]", help="File systems: ext4-4k, xfs."
+)
 @_accel
 @_parallel
 @_jobs
@@ -185,12 +192,15 @@ def run(
     arch: tuple[str, ...],
     profile: str | None,
     suite: tuple[str, ...],
+    only: tuple[str, ...],
     repeats: int | None,
     max_repeats: int | None,
     seed: int | None,
     duration: str | None,
     filesystem: tuple[str, ...],
     scenario: tuple[str, ...],
+    xfstests: str | None,
+    xfstests_config: tuple[str, ...],
     accel: str | None,
     parallel: int | None,
     jobs: int | None,
@@ -205,13 +215,23 @@ def run(
     chosen = _override(
         context.config,
         top={"kernel": kernel, "arch": _split(arch), "profile": profile, "suites": _split(suite)},
-        run={"repeats": repeats, "max_repeats": max_repeats, "seed": seed},
+        run={
+            "repeats": repeats,
+            "max_repeats": max_repeats,
+            "seed": seed,
+            "only": _split(only),
+        },
         machine={"accel": accel, "parallel": parallel},
         build={"jobs": jobs},
         faultstress={
             "duration_s": seconds,
             "filesystems": _split(filesystem),
             "scenarios": _split(scenario),
+        },
+        xfstests={
+            "tree": xfstests,
+            "trees": {} if xfstests else None,
+            "configs": _split(xfstests_config),
         },
     )
     if chosen.run.max_repeats < chosen.run.repeats:

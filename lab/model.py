@@ -287,6 +287,15 @@ class CaseResult:
     log: str = ""  # file of the trial's folder, relative to it
 
 
+# Between the name of a case and that of one of its parts: what a suite learns only from the run.
+PART = ":"
+
+
+def case_of(name: str) -> str:
+    """The planned case that a case or a part of one belongs to."""
+    return name.partition(PART)[0]
+
+
 class MachineEnd(StrEnum):
     """How the life of a trial's machine ended."""
 

@@ -6,15 +6,16 @@ Everything that `lab run`, `lab build` and `lab boot` have in common before a ma
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lab import build, host, intake, kconfig, source
+from lab import build, host, intake, kconfig, selection, source
 from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.kconfig import Fragment
-from lab.machine import Timeouts
+from lab.machine import Disk, Timeouts
 from lab.model import (
     Accelerator,
     BuildFailure,
@@ -31,11 +32,13 @@ from lab.splat import allow
 from lab.splat.allow import Allowed
 from lab.store import Cache
 from lab.suites import registry
-from lab.suites.protocol import PlannedCase, Suite, SuiteOptions
+from lab.suites.protocol import Ground, PlannedCase, Suite, SuiteOptions
 from lab.tree import Tree, apply, checkout
 
 DEFAULT_KERNEL = "debian:6.1"
 DEFAULT_SUITES = ("boot", "faultstress")
+# What joins them for a series that touches memory management, where there is a tree of xfstests.
+MM_SUITES = ("xfstests:fault",)
 # Seconds from start to hello under KVM; a slower machine gets its limits stretched by the ratio.
 _REFERENCE_BOOT_S = 1.5
 _NEEDED_TOOLS = ("qemu-img", "make", "gcc", "ld", "flex", "bison", "bc")
@@ -71,6 +74,8 @@ class Plan:
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]]  # by architecture and side
     archs: tuple[str, ...]
     allowed: tuple[Allowed, ...] = ()  # known splats
+    disks: Mapping[tuple[str, Side], tuple[Disk, ...]] = field(default_factory=dict)  # of suites
+    absent: tuple[str, ...] = ()  # suites that cannot run, each with its reason
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,13 +132,25 @@ def missing_tools(row: Arch) -> tuple[str, ...]:
     return tuple(name for name in wanted if not host.installed(name))
 
 
-def make_plan(subject: Subject, config: Config) -> Plan:
-    """Suites, cases and fragments. Raises `UserError` for names that nobody knows."""
-    names = config.suites or subject.series.suites or DEFAULT_SUITES
-    suites = registry.find(names)
-    options = suite_options(config)
-    cases = tuple(case for suite in suites for case in suite.plan(options))
+def make_plan(
+    subject: Subject, config: Config, *, cache: Cache | None = None, emit: Emit | None = None
+) -> Plan:
+    """Suites, cases and fragments. Raises `UserError` for names that nobody knows.
+
+    Without `cache` and `emit`, for whoever only builds: suites that bring their own programs are
+    left out.
+    """
     archs = tuple(dict.fromkeys(arch_row(name).name for name in config.arch))
+    ground = None
+    if cache is not None and emit is not None:
+        trees = {Side.BASE: subject.base, Side.PATCHED: subject.patched}
+        ground = Ground(archs=archs, trees=trees, config=config, cache=cache, emit=emit)
+    selected = selection.select(
+        selection.parse(_suite_words(subject, config)),
+        suite_options(config),
+        only=config.run.only,
+        ground=ground,
+    )
     own = own_fragments(config)
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]] = {}
     for name in archs:
@@ -145,12 +162,30 @@ def make_plan(subject: Subject, config: Config) -> Plan:
         )
     return Plan(
         subject=subject,
-        suites=suites,
-        cases=cases,
+        suites=selected.suites,
+        cases=selected.cases,
         fragments=fragments,
         archs=archs,
+        disks=selected.disks,
+        absent=selected.absent,
         allowed=known_splats(config),
     )
+
+
+def _suite_words(subject: Subject, config: Config) -> tuple[str, ...]:
+    """What the user asks for, else what the series does, else the defaults.
+
+    Single cases alone mean: wherever they are.
+    """
+    if words := config.suites:
+        return words
+    if config.run.only:
+        return tuple(registry.SUITES)
+    if words := subject.series.suites:
+        return words
+    has_tree = bool(config.xfstests.tree or config.xfstests.trees)
+    mm = any(path.startswith("mm/") for path in subject.patched.changed)
+    return (*DEFAULT_SUITES, *(MM_SUITES if mm and has_tree else ()))
 
 
 def known_splats(config: Config) -> tuple[Allowed, ...]:

@@ -37,7 +37,8 @@ from lab.splat import account
 from lab.splat.allow import Allowed
 from lab.splat.detector import Detector
 from lab.store import write_atomically
-from lab.suites.protocol import PlannedCase, Suite
+from lab.suites import registry
+from lab.suites.protocol import Needs, PlannedCase, Suite, Told
 
 PROBE = Path(__file__).parent.parent / "images" / "guest" / "probe.sh"
 ROOT_SERIAL = "root"
@@ -65,6 +66,7 @@ class Kit:
     history: symbols.History | None = None  # of the series, on the side that has it
     allowed: tuple[Allowed, ...] = ()  # splats that are known
     today: date = date.max  # decides which of them have expired
+    disks: tuple[Disk, ...] = ()  # read-only, with the suites' own programs
 
 
 @dataclass(slots=True)
@@ -140,7 +142,8 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
             await _use(cell, kit, box.guest, console, progress, emit, folder)
     wall_s = time.monotonic() - began
     for disk in spec.disks:
-        disk.path.unlink(missing_ok=True)  # throw-away, and large
+        if not disk.readonly:  # those are in the cache, for all
+            disk.path.unlink(missing_ok=True)  # throw-away, and large
     console.splats += console.detector.finish()
     await _symbolise(kit, console, progress)
     console.splats = account.excused(console.splats, kit.allowed, arch=cell.arch, today=kit.today)
@@ -167,16 +170,28 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
 
 
 def _spec(cell: Cell, kit: Kit, folder: Path) -> MachineSpec:
-    """The machine: a throw-away overlay of the root image, and an empty scratch disk."""
-    scratch = image.scratch_disk(folder, SCRATCH_SERIAL, kit.scratch_bytes)
+    """The machine: a throw-away overlay of the root image, empty disks, the suites' programs."""
     root = image.overlay(kit.image, folder)
+    sizes = {SCRATCH_SERIAL: kit.scratch_bytes}
+    for needs in (suite.needs() for suite in kit.suites):
+        sizes |= dict.fromkeys(needs.disks, needs.disk_bytes or kit.scratch_bytes)
+    empty = tuple(
+        Disk(
+            path=image.scratch_disk(folder, serial, size),
+            format="raw",
+            readonly=False,
+            serial=serial,
+        )
+        for serial, size in sizes.items()
+    )
     return MachineSpec(
         arch=cell.arch,
         kernel=kit.kernel.image,
         initramfs=kit.initramfs,
         disks=(
             Disk(path=root, format="qcow2", readonly=False, serial=ROOT_SERIAL),
-            Disk(path=scratch, format="raw", readonly=False, serial=SCRATCH_SERIAL),
+            *empty,
+            *kit.disks,
         ),
         memory_bytes=cell.memory_bytes,
         cpus=cell.cpus,
@@ -210,6 +225,7 @@ async def _use(
         return
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
+    config = kit.kernel.config.read_text()
     for number, name in enumerate(cell.cases):
         suite = suites[name.partition("/")[0]]
         emit(
@@ -221,13 +237,19 @@ async def _use(
             )
         )
         progress.begun[name] = console.line + 1
-        result = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
-        if console.seen_enough.is_set() and not isinstance(result, Down):
-            progress.results.append(result)
+        if why := _not_to_run(kit.cases[name], config):
+            progress.ended[name] = console.line
+            skipped = CaseResult(name=name, state=CaseState.SKIPPED, message=why)
+            progress.results.append(skipped)
+            continue
+        told = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
+        if console.seen_enough.is_set() and not isinstance(told, Down):
+            progress.results.append(_keep(told, folder)[0])
             return
-        if isinstance(result, Down):
-            progress.results.append(_down(name, result))
+        if isinstance(told, Down):
+            progress.results.append(_down(name, told))
             return
+        result, parts = _keep(told, folder)
         after = await probe(guest, console, name)
         progress.ended[name] = console.line
         if isinstance(after, Down):
@@ -235,7 +257,12 @@ async def _use(
             return
         progress.results.append(_with_health(result, progress.health, after))
         progress.taints[name] = (progress.health.taint, after.taint)
+        progress.results += [_with_cover(part, progress.health) for part in parts]
         progress.health = after
+        if result.state in (CaseState.TIMEOUT, CaseState.HUNG) and number + 1 < len(cell.cases):
+            # What it left behind cannot be known: processes, mounts, locks.
+            progress.notes.append(f"{name} did not end by itself; the rest runs afresh")
+            break
         if covered and after.lockdep_alive is False and number + 1 < len(cell.cases):
             # What follows would run without lockdep: better in a fresh machine.
             progress.notes.append(f"lockdep switched itself off in {name}; the rest runs afresh")
@@ -248,8 +275,8 @@ async def _use(
 
 
 async def _unless_enough(
-    running: Awaitable[CaseResult | Down], name: str, console: Console
-) -> CaseResult | Down:
+    running: Awaitable[CaseResult | Told | Down], name: str, console: Console
+) -> CaseResult | Told | Down:
     """The case's own result, or a failure as soon as the console has shown enough."""
     began = time.monotonic()
     case = asyncio.ensure_future(running)
@@ -288,6 +315,26 @@ async def _set(settings: Mapping[str, str], guest: Guest) -> str:
             said = answer.stderr.decode("utf-8", "replace").strip() or "no answer"
         return f"the setting {path} = {value} could not be made: {said}"
     return ""
+
+
+def _not_to_run(case: PlannedCase, config: str) -> str:
+    """Why the case is skipped on this kernel; "" if it runs."""
+    if case.skip:
+        return case.skip
+    lacking = registry.missing_symbols(Needs(symbols=case.symbols), config)
+    named = ", ".join(f"CONFIG_{symbol}" for symbol in lacking)
+    return f"this kernel lacks {named}" if lacking else ""
+
+
+def _keep(told: CaseResult | Told, folder: Path) -> tuple[CaseResult, tuple[CaseResult, ...]]:
+    """The result and its parts; the files that came with it are in the trial's folder then."""
+    if isinstance(told, CaseResult):
+        return told, ()
+    place = Path("cases") / told.result.name.replace("/", "_")
+    for name, content in told.files.items():
+        write_atomically(folder / place / Path(name).name, content)
+    log = str(place) if told.files else ""
+    return replace(told.result, log=told.result.log or log), told.parts
 
 
 async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
@@ -331,8 +378,7 @@ def _down(name: str, down: Down) -> CaseResult:
 
 def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResult:
     """The result, doubted where the kernel's state says so."""
-    if result.state is CaseState.PASSED and before.lockdep_alive is False:
-        return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
+    result = _with_cover(result, before)
     if result.state is CaseState.PASSED and before.lockdep_alive and not after.lockdep_alive:
         # A report, if there is one, says more: it is charged to the case later.
         message = "lockdep switched itself off while it ran, and no report was found that says why"
@@ -354,6 +400,13 @@ async def _symbolise(kit: Kit, console: Console, progress: Progress) -> None:
         progress.notes.append(f"no source lines: {error.message}")
 
 
+def _with_cover(result: CaseResult, before: Health) -> CaseResult:
+    """A pass counts only if lockdep was watching."""
+    if result.state is CaseState.PASSED and before.lockdep_alive is False:
+        return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
+    return result
+
+
 def _charge(
     progress: Progress, console: Console
 ) -> tuple[tuple[CaseResult, ...], tuple[Splat, ...]]:
@@ -361,6 +414,9 @@ def _charge(
     rest = sorted(console.splats, key=lambda splat: splat.first_line)
     charged: list[CaseResult] = []
     for result in progress.results:
+        if model.case_of(result.name) != result.name:
+            charged.append(result)  # splats are charged to the whole
+            continue
         first = progress.begun[result.name]
         last = progress.ended.get(result.name, console.line)
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)

@@ -47,6 +47,7 @@ ORDER = (
     "machine",
     "accel",
     "suites",
+    "selection",
     "subject",
     "trial",
     "pool",

@@ -60,6 +60,7 @@ class JudgeInput:
     faults: tuple[str, ...] = ()  # what the lab itself could not do
     counters: tuple[str, ...] = ()  # of /proc/vmstat: each must rise on the patched side
     locks: tuple[LockNews, ...] = ()
+    absent: tuple[str, ...] = ()  # suites that were asked for and cannot run, each with its reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +261,7 @@ def judge(given: JudgeInput) -> Verdict:
             for title, detail in news.cycles
         ]
         docket.doubts += [f"{news.arch}: {doubt}" for doubt in news.doubts]
+    docket.doubts += given.absent
     if not given.archs or not given.cases:
         docket.doubts.append("no case was planned: nothing could be shown")
     elif not docket.doubts and not any(case.base.passed for case in docket.cases):
