@@ -88,6 +88,12 @@ PROVOKED: dict[str, list[tuple[Kind, str, bool]]] = {
     "arm64-EXEC_DATA": [(Kind.PAGE_FAULT, "data_area", True)],
     "arm64-EXEC_NULL": [(Kind.NULL_DEREF, "lkdtm_EXEC_NULL", True)],
     "arm64-EXHAUST_STACK": [(Kind.STACK_OVERFLOW, "do_notify_resume", True)],
+    "arm64-HUNG_TASK": [
+        (Kind.HUNG_TASK, "lkdtm_HUNG_TASK", False),
+        (Kind.HUNG_TASK, "lkdtm_HUNG_TASK", False),
+        (Kind.HUNG_TASK, "lkdtm_HUNG_TASK", False),
+        (Kind.HUNG_TASK, "lkdtm_HUNG_TASK", False),
+    ],
     "arm64-PANIC": [(Kind.PANIC, "", True)],
     "arm64-REFCOUNT_INC_ZERO": [(Kind.REFCOUNT, "lkdtm_REFCOUNT_INC_ZERO", False)],
     "arm64-SLAB_FREE_DOUBLE": [(Kind.SLAB_CORRUPTION, "lkdtm_SLAB_FREE_DOUBLE", False)],
@@ -112,6 +118,12 @@ PROVOKED: dict[str, list[tuple[Kind, str, bool]]] = {
     "arm64-bug": [(Kind.BUG, "provoke_bug", True), (Kind.WARNING, "ct_kernel_exit", False)],
     "arm64-circular": [(Kind.LOCKDEP_CIRCULAR, "provoke_ba", False)],
     "arm64-freed": [(Kind.LOCKDEP_HELD_LOCK, "provoke_freed", False)],
+    "arm64-fs_btrfs": [(Kind.FS_CORRUPTION, "", False)],
+    "arm64-fs_ext4": [(Kind.FS_CORRUPTION, "htree_dirblock_to_tree", False)],
+    "arm64-fs_xfs": [
+        (Kind.FS_CORRUPTION, "xfs_inode_buf_verify", False),
+        (Kind.FS_ERROR, "", False),
+    ],
     "arm64-held_exit": [(Kind.LOCKDEP_HELD_LOCK, "provoke_exiting", False)],
     "arm64-held_return": [(Kind.LOCKDEP_HELD_LOCK, "provoke_held_return", False)],
     "arm64-hung": [
@@ -122,6 +134,10 @@ PROVOKED: dict[str, list[tuple[Kind, str, bool]]] = {
     ],
     "arm64-inconsistent": [(Kind.LOCKDEP_INCONSISTENT, "provoke_take", False)],
     "arm64-inversion": [(Kind.LOCKDEP_IRQ_INVERSION, "provoke_tick", False)],
+    "arm64-io_error": [
+        (Kind.FS_CORRUPTION, "__ext4_find_entry", False),
+        (Kind.FS_CORRUPTION, "htree_dirblock_to_tree", False),
+    ],
     "arm64-list_del": [
         (Kind.LIST_CORRUPTION, "provoke_list_del", True),
         (Kind.WARNING, "ct_kernel_exit", False),
@@ -167,6 +183,7 @@ PROVOKED: dict[str, list[tuple[Kind, str, bool]]] = {
         (Kind.NULL_DEREF, "", True),
         (Kind.NULL_DEREF, "", True),
     ],
+    "arm64-sysrq": [(Kind.PANIC, "", True)],
     "arm64-wait_context": [(Kind.LOCKDEP_WAIT_CONTEXT, "provoke_wait_context", False)],
     "arm64-warn": [(Kind.WARNING, "provoke_warn", False)],
     "arm64-work_leak": [
@@ -240,6 +257,7 @@ PROVOKED: dict[str, list[tuple[Kind, str, bool]]] = {
 LOGS = [
     *((DATA / "guest" / f"{name}.log", found) for name, found in GUEST.items()),
     *((DATA / "guest" / f"{name}.log", found) for name, found in PROVOKED.items()),
+    *((log, []) for log in sorted((DATA / "guest").glob("clean-*.log"))),
     *((DATA / "written" / f"{name}.log", found) for name, found in WRITTEN.items()),
 ]
 
