@@ -430,7 +430,8 @@ def test_source_lines_and_what_the_series_did_there_are_shown(evil: bool) -> Non
     def answer(of: Cell) -> Trial:
         return records.trial(of, boot_splats=(splat,) if of.side is Side.PATCHED else ())
 
-    record = records.run(records.well, answer)
+    record = records.run(answer, answer, max_repeats=8)
+    assert [finding.kind for finding in record.verdict.findings] == ["splat"]
     page = html.page(record, None)
     assert "<script" not in page and "&lt;on a line that patch 3 added&gt;" in page
     (row,) = view.splat_rows(record)
