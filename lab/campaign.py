@@ -172,7 +172,9 @@ def _slug(title: str) -> str:
 def _tool_versions(archs: Sequence[str]) -> dict[str, str]:
     """First line of --version of what decides results."""
     versions: dict[str, str] = {}
-    for name in ("gcc", "ld", "make", *(arch_row(name).qemu for name in archs)):
+    compilers = (initramfs.compiler(name) for name in archs)
+    emulators = (arch_row(name).qemu for name in archs)
+    for name in dict.fromkeys(("gcc", *compilers, "ld", "make", *emulators)):
         said = host.run([name, "--version"], check=False, timeout_s=20).text.splitlines()
         versions[name] = said[0] if said else "unknown"
     return versions

@@ -215,6 +215,29 @@ def test_an_interrupt_leaves_nothing_and_says_how_to_go_on(
     assert not processes_of(str(lab.runs))
 
 
+def test_a_case_that_panics_twice_is_left_out_and_the_rest_goes_on(make_lab: MakeLab) -> None:
+    toml = QUICK.replace('["truncate"]', '["mremap", "munmap"]')
+    lab = make_lab(toml.replace("repeats = 1", "repeats = 3\nmax_repeats = 3"))
+    lab("run", "--patch", SERIES / "panics-in-a-case", expect=4)
+    record = record_of(lab)
+    planted = "faultstress/ext4/mremap"
+    got = states(record, "patched")
+    assert got.pop(planted) == {"crashed"}
+    assert set(got) == set(record["manifest"]["cases"]) - {planted}
+    assert set.union(*got.values()) == {"passed"}
+    patched = [t for t in record["trials"] if t["cell"]["side"] == "patched"]
+    # Twice a crash and its rest in a fresh machine; then without the case, on the base too.
+    assert sorted(t["end"] for t in patched) == ["panicked"] * 2 + ["powered-off"] * 3
+    assert [planted in t["cell"]["cases"] for t in patched if t["cell"]["repeat"] == 2] == [False]
+    base = [t for t in record["trials"] if t["cell"]["side"] == "base"]
+    assert [planted in t["cell"]["cases"] for t in base if t["cell"]["repeat"] == 2] == [False]
+    assert all(r["state"] == "passed" for t in base for r in t["results"])
+    assert any("left out after 2 crashes" in why for why in record["verdict"]["reasons"])
+    crashed = next(t for t in patched if t["end"] == "panicked")
+    (splat,) = crashed["results"][-1]["splats"]
+    assert "planted panic in a case" in splat["title"]
+
+
 def test_two_machines_at_once_share_the_cases_of_a_run(make_lab: MakeLab) -> None:
     lab = make_lab(SHORT.replace('["truncate"]', '["truncate", "munmap"]'))
     lab("run", "--patch", ROOT / "patches/demo", "--parallel", "4", expect=0)
