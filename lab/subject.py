@@ -287,7 +287,7 @@ def _blame(
     fragments = list(planned.fragments[name, Side.BASE])
     if planned.subject.series.fragment:
         # The first patches do not know yet what a later one adds.
-        fragments.append(_where_present(planned.subject.series.fragment))
+        fragments.append(where_present(planned.subject.series.fragment))
     found: dict[str, BuildFailure] = {planned.subject.patched.tree: failure}
 
     def probe(tree: Tree) -> Kernel | BuildFailure:
@@ -317,7 +317,7 @@ def _blame(
     return replace(first, patch=patches[culprit - 1].name)
 
 
-def _where_present(text: str) -> Fragment:
+def where_present(text: str) -> Fragment:
     """The series' own Kconfig lines, for prefixes that may not have those options yet."""
     lines = (f"{line}  # if present" if "=" in line else line for line in text.splitlines())
     return Fragment(name="series.toml", text="\n".join(lines) + "\n")
