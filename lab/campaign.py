@@ -53,7 +53,16 @@ from lab.plan import Matrix
 from lab.pool import Pool, Split
 from lab.splat import allow
 from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomically
-from lab.subject import Plan, Request, build_pair, make_plan, prefix_commits, take, timeouts
+from lab.subject import (
+    Plan,
+    Request,
+    build_pair,
+    make_plan,
+    prefix_commits,
+    slowness,
+    take,
+    timeouts,
+)
 from lab.symbols import History
 from lab.trial import Kit
 
@@ -289,12 +298,10 @@ async def _open_pool(
     if split.machines > 1:
         text = f"{split.machines} at once, on {pool.cores()} cores"
         emit(Event(kind=EventKind.NOTE, step=f"machines {name}", text=text))
-    limit = timeouts(
-        config,
-        accelerator,
-        work_s=sum(limits.values()),
-        crowding=pool.crowding(config.machine, split.machines),
-    )
+    crowding = pool.crowding(config.machine, split.machines)
+    limit = timeouts(config, accelerator, work_s=sum(limits.values()), crowding=crowding)
+    slower = slowness(accelerator, crowding=crowding)
+    cases = {case.name: replace(case, timeout_s=case.timeout_s * slower) for case in planned.cases}
     history = History(
         git_dir=planned.subject.source.git_dir,
         commits=prefix_commits(planned.subject, cache, emit),
@@ -307,7 +314,7 @@ async def _open_pool(
             accelerator=accelerator,
             timeouts=limit,
             suites=planned.suites,
-            cases={case.name: case for case in planned.cases},
+            cases=cases,
             scratch_bytes=SCRATCH_BYTES,
             history=history if kernel.side is Side.PATCHED else None,
             allowed=planned.allowed,

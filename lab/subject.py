@@ -323,6 +323,11 @@ def where_present(text: str) -> Fragment:
     return Fragment(name="series.toml", text="\n".join(lines) + "\n")
 
 
+def slowness(accelerator: Accelerator, *, crowding: float = 1.0) -> float:
+    """By how much a guest is slower than one under KVM that has its cores for itself."""
+    return max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S) * crowding
+
+
 def timeouts(
     config: Config, accelerator: Accelerator, *, work_s: float, crowding: float = 1.0
 ) -> Timeouts:
@@ -332,7 +337,7 @@ def timeouts(
 
     Generous, because a limit that strikes a healthy guest costs more than a late one.
     """
-    slower = max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S) * crowding
+    slower = slowness(accelerator, crowding=crowding)
     return Timeouts(
         boot_s=config.machine.boot_limit_s * slower,
         silence_s=config.machine.silence_limit_s * slower,

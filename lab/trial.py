@@ -115,6 +115,7 @@ class Progress:
     """What is known of a trial while its machine lives."""
 
     results: list[CaseResult] = field(default_factory=list)
+    parts: list[CaseResult] = field(default_factory=list)  # of the results
     begun: dict[str, int] = field(default_factory=dict)  # case -> console line at its start
     ended: dict[str, int] = field(default_factory=dict)
     health: Health | None = None
@@ -149,6 +150,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     console.splats = account.excused(console.splats, kit.allowed, arch=cell.arch, today=kit.today)
     results, others = _charge(progress, console)
     results = account.cross_checked(results, others, progress.taints)
+    results += tuple(progress.parts)  # splats and taints are charged to the whole case
     trial = Trial(
         id=folder.name,
         cell=cell,
@@ -257,7 +259,7 @@ async def _use(
             return
         progress.results.append(_with_health(result, progress.health, after))
         progress.taints[name] = (progress.health.taint, after.taint)
-        progress.results += [_with_cover(part, progress.health) for part in parts]
+        progress.parts += [_with_cover(part, progress.health) for part in parts]
         progress.health = after
         if result.state in (CaseState.TIMEOUT, CaseState.HUNG) and number + 1 < len(cell.cases):
             # What it left behind cannot be known: processes, mounts, locks.
@@ -414,9 +416,6 @@ def _charge(
     rest = sorted(console.splats, key=lambda splat: splat.first_line)
     charged: list[CaseResult] = []
     for result in progress.results:
-        if model.case_of(result.name) != result.name:
-            charged.append(result)  # splats are charged to the whole
-            continue
         first = progress.begun[result.name]
         last = progress.ended.get(result.name, console.line)
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
