@@ -160,8 +160,10 @@ def main() -> int:
             (log,) = read_files([done.console])
             count = done.console.read_bytes().count(b"\n")
             lines += count
-            alarms += len(log.splats)
             healthy = done.status == 0 and done.output.strip() == "0"
+            # A kernel that says of itself that something went wrong was no clean boot: on a host
+            # that starves its guests, a soft lockup is a true report.
+            alarms += len(log.splats) if healthy else 0
             broken += not healthy
             print(
                 f"{number + 1:3} {arch:7} {cpus} cpus {mebibytes} MiB {fs:5} {count:6} lines, "
