@@ -52,7 +52,14 @@ from lab.model import (
 from lab.plan import Matrix
 from lab.pool import Pool, Split
 from lab.splat import allow
-from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomically
+from lab.store import (
+    STALE_S,
+    Cache,
+    is_locked,
+    locked,
+    sweep_temporaries,
+    write_atomically,
+)
 from lab.subject import (
     Plan,
     Request,
@@ -193,6 +200,7 @@ def _open_run(runs: Path, manifest: Manifest, emit: Emit) -> tuple[Path, Manifes
     """A new run's folder, or that of the same run cut off before its end."""
     for path in sorted(runs.glob("*/manifest.json"), reverse=True):
         folder = path.parent
+        sweep_temporaries(folder, older_than_s=STALE_S)
         if (folder / "record.json").exists() or is_locked(folder / "lock"):
             continue
         with contextlib.suppress(LabFault, OSError):

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from lab.model import LabFault
 
-_STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
+STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
 
 
 def sha256_file(path: Path) -> str:
@@ -143,7 +143,7 @@ class Cache:
         """Remove what dead labs left in staging/. Returns how many folders."""
         swept = 0
         for folder in self.root.iterdir() if self.root.is_dir() else ():
-            sweep_temporaries(folder, older_than_s=_STALE_S)
+            sweep_temporaries(folder, older_than_s=STALE_S)
         for lock in self.sub("staging").glob("*.lock"):
             with lock.open("a") as stream:
                 try:
