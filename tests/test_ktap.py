@@ -80,6 +80,11 @@ def test_the_last_word_on_a_test(end: str, state: CaseState, message: str) -> No
     assert got[0] is state and message in got[1]
 
 
+def test_a_skip_without_a_reason_says_what_the_test_said_last() -> None:
+    text = HEAD + inside("no terminal here") + "ok 1 selftests: toys: spin # SKIP\n"
+    assert ktap.judge(ktap.read(text, "spin")) == (S, "no terminal here")
+
+
 def test_giving_up_is_no_pass() -> None:
     text = HEAD + inside("1..1", "ok 1 a", "Bail out! the disk is gone") + PASS
     assert ktap.judge(ktap.read(text, "spin")) == (F, "it gave up: the disk is gone")

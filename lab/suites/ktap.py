@@ -59,8 +59,8 @@ def read(output: str, test: str) -> Report:
     for line in output.splitlines():
         found = _OUTER.fullmatch(line.rstrip())
         if found and found[3] == test:
-            outer = _outer(bool(found[1]), found[4] or "")
-        elif line.startswith("# "):
+            outer = _outer(bool(found[1]), found[4] or "", plain(inner[-1]) if inner else "")
+        elif line.startswith("# ") and not line.startswith("# selftests: "):
             inner.append(line[2:])
     sections = _sections(inner)
     if sections:
@@ -73,10 +73,13 @@ def read(output: str, test: str) -> Report:
     return Report(outer=outer, parts=tuple(parts), planned=planned, seen=seen, bail=bail)
 
 
-def _outer(failed: bool, note: str) -> Outer:
+def _outer(failed: bool, note: str, last: str) -> Outer:
+    """`last`: what the test said last, where nothing says more."""
     word = note.split(" ", 1)[0].upper()
     if word == "SKIP":
-        return Outer(state=CaseState.SKIPPED, message=plain(note[4:]) or "the test skips itself")
+        return Outer(
+            state=CaseState.SKIPPED, message=plain(note[4:]) or last or "the test skips itself"
+        )
     if word == "TIMEOUT":
         return Outer(state=CaseState.TIMEOUT, message=plain(note))
     if failed:
