@@ -8,6 +8,7 @@ patch costs is what it touches. Trials of a run that was cut off are taken from 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,26 +156,34 @@ async def _look(kernel: Kernel, side: Side, bench: _Bench, known: frozenset[str]
         problems.append(problem(trial, known))
         if not problems[-1][0]:
             break
-    bad = [one for one in problems if one[0]]
-    if not bad:
-        state, reason = PrefixState.PASSED, ""
-    elif len(bad) == TRIES and all(one[0] != "lost" for one in bad):
-        state, reason = PrefixState.BROKEN, bad[0][1]
-    else:
-        state = PrefixState.UNKNOWN
-        reason = f"{len(bad)} of {len(problems)} boots: {bad[0][1]}"
+    state, broken, reason = conclude(problems)
     splats = (
         *trial.boot_splats,
         *(splat for result in trial.results for splat in result.splats),
     )
     return _Look(
         state=state,
-        broken=bad[0][0] if state is PrefixState.BROKEN else "",
+        broken=broken,
         reason=reason,
         boot_s=trial.boot_s,
         log=f"prefixes/trials/{trial.id}/{trial.console}",
         splats=frozenset(splat.fingerprint or splat.title for splat in splats),
     )
+
+
+def conclude(problems: Sequence[tuple[str, str]]) -> tuple[PrefixState, str, str]:
+    """(state, what is broken, why) of a kernel from the problems of its boots, the last one last.
+
+    A result that got lost says nothing, neither for nor against it.
+    """
+    bad = [one for one in problems if one[0] not in ("", "lost")]
+    lost = [one for one in problems if one[0] == "lost"]
+    if len(bad) == TRIES:
+        return PrefixState.BROKEN, *bad[0]
+    if not bad and len(lost) < len(problems):
+        return PrefixState.PASSED, "", ""
+    worst = (bad or lost)[0][1]
+    return PrefixState.UNKNOWN, "", f"{len(bad) or len(lost)} of {len(problems)} boots: {worst}"
 
 
 def problem(trial: Trial, known: frozenset[str]) -> tuple[str, str]:

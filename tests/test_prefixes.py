@@ -55,6 +55,26 @@ def test_what_the_base_says_too_is_no_patchs_fault() -> None:
     assert prefixes.problem(both, frozenset({"f1"})) == ("", "")
 
 
+BOOT, LOST, FINE = ("boot", "it does not boot"), ("lost", "no case ran"), ("", "")
+
+
+@pytest.mark.parametrize(
+    ("problems", "state"),
+    [
+        ((FINE,), PrefixState.PASSED),
+        ((LOST, FINE), PrefixState.PASSED),
+        ((BOOT, FINE), PrefixState.UNKNOWN),
+        ((BOOT, BOOT, BOOT), PrefixState.BROKEN),
+        ((BOOT, LOST, BOOT), PrefixState.UNKNOWN),
+        ((LOST, LOST, LOST), PrefixState.UNKNOWN),
+    ],
+)
+def test_three_in_a_row_break_a_patch_and_what_got_lost_says_nothing(
+    problems: tuple[tuple[str, str], ...], state: PrefixState
+) -> None:
+    assert prefixes.conclude(problems)[0] is state
+
+
 def look(state: PrefixState, broken: str = "", reason: str = "") -> _Look:
     return _Look(state=state, broken=broken, reason=reason, boot_s=4.0, log="x", splats=frozenset())
 
