@@ -476,7 +476,7 @@ def _kit(
         suites=(_BOOT, *(suite for suite in _suites(one) if suite.name != _BOOT.name)),
         cases=cases,
         scratch_bytes=SCRATCH_BYTES,
-        enough=lambda splat: any(each.kind == splat.kind for each in one.expect),
+        enough=frozenset(each.kind.value for each in one.expect if each.kind),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -61,8 +61,9 @@ class Kit:
     suites: tuple[Suite, ...]
     cases: Mapping[str, PlannedCase]
     scratch_bytes: int
-    # A splat after which there is nothing more to learn: the case ends as failed, the machine goes.
-    enough: Callable[[Splat], bool] | None = None
+    # Kinds of splats after which there is nothing more to learn: the case ends as failed, and the
+    # machine goes.
+    enough: frozenset[str] = frozenset()
     history: symbols.History | None = None  # of the series, on the side that has it
     allowed: tuple[Allowed, ...] = ()  # splats that are known
     today: date = date.max  # decides which of them have expired
@@ -78,7 +79,7 @@ class Console:
     line: int = 0
     marks: dict[str, int] = field(default_factory=dict)  # mark -> line
     grown: asyncio.Event = field(default_factory=asyncio.Event)
-    enough: Callable[[Splat], bool] | None = None
+    enough: frozenset[str] = frozenset()
     seen_enough: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_line(self, number: int, text: str) -> None:
@@ -89,8 +90,15 @@ class Console:
             self.grown.set()
         splats = self.detector.feed(text)
         self.splats += splats
-        if self.enough is not None and any(map(self.enough, splats)):
+        if any(splat.kind in self.enough for splat in splats):
             self.seen_enough.set()
+
+    def look_again(self, line: int) -> int:
+        """A report is known to be whole when something follows it; after it, a kernel may have
+        nothing to say for long. So one that has not grown since `line` is enough, too."""
+        if self.line == line and self.enough.intersection(self.detector.opened):
+            self.seen_enough.set()
+        return self.line
 
     async def wait_mark(self, mark: str) -> bool:
         """Whether the console showed `mark` in time: all that came before it is then here."""
@@ -283,8 +291,13 @@ async def _unless_enough(
     began = time.monotonic()
     case = asyncio.ensure_future(running)
     seen = asyncio.ensure_future(console.seen_enough.wait())
+    line = -1
     try:
-        await asyncio.wait((case, seen), return_when=asyncio.FIRST_COMPLETED)
+        while not case.done() and not seen.done():
+            await asyncio.wait(
+                (case, seen), timeout=_LAST_WORDS_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            line = console.look_again(line)
         if seen.done() and not case.done():
             duration_s = time.monotonic() - began
             await asyncio.wait((case,), timeout=_LAST_WORDS_S)

@@ -108,3 +108,34 @@ def test_the_console_is_waited_for_up_to_the_mark() -> None:
         return await waiting, console.marks["suite/a 1"]
 
     assert asyncio.run(scenario()) == (True, 8)
+
+
+HELD = (
+    "[   46.1][  T101] ================================================",
+    "[   46.2][  T101] WARNING: lock held when returning to user space!",
+    "[   46.3][  T101] 6.1.192-lab #1 Not tainted",
+    "[   46.4][  T101] ------------------------------------------------",
+    "[   46.5][  T101] fs-fault2/101 is leaving the kernel with locks still held!",
+)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_case_ends_when_the_console_has_shown_enough_and_says_no_more(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    monkeypatch.setattr(trial, "_LAST_WORDS_S", 0.05)
+
+    async def stuck() -> CaseResult:
+        await asyncio.sleep(0.6)
+        return PASSED
+
+    async def scenario() -> object:
+        kinds = frozenset({"lockdep-held-lock"}) if wanted else frozenset({"kasan"})
+        console = Console(enough=kinds)
+        for number, text in enumerate(HELD, 1):
+            console.on_line(number, text)
+        return await trial._unless_enough(stuck(), "suite/a", console)
+
+    result = asyncio.run(scenario())
+    assert isinstance(result, CaseResult)
+    assert result.state is (CaseState.FAILED if wanted else CaseState.PASSED)
