@@ -211,12 +211,11 @@ def _reason(end: MachineEnd, detail: str) -> str:
 
 def _key(row: Arch, device: Path, obstacle: str, force: str | None) -> str:
     """Of all that the outcome depends on, and that outlives a reboot of the host."""
-    version = host.run([row.qemu, "--version"], timeout_s=30).text.splitlines()[0]
     parts = (
         _FORMAT,
-        _host_id(),
+        host.identity(),
         host.tool(row.qemu),
-        version,
+        host.version(row.qemu),
         row.board,
         row.tcg_cpu,
         str(device),
@@ -224,12 +223,3 @@ def _key(row: Arch, device: Path, obstacle: str, force: str | None) -> str:
         force or "auto",
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _host_id() -> str:
-    """The machine, its CPU and its kernel: KVM may work or not after a change of any."""
-    machine_id = Path("/etc/machine-id")
-    known = machine_id.read_text().strip() if machine_id.exists() else platform.node()
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    cpu = re.search(r"^(?:model name|CPU part)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    return f"{known} {cpu.group(1) if cpu else ''} {platform.release()}"

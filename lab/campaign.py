@@ -51,11 +51,11 @@ from lab.model import (
     UserError,
 )
 from lab.plan import Matrix
+from lab.rig import SCRATCH_BYTES
+from lab.snapshot import Shelf
 from lab.store import Cache, is_locked, locked, remove_tree, write_atomically
 from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
 from lab.trial import Kit
-
-_SCRATCH_BYTES = 2 << 30
 
 
 @dataclass(slots=True)
@@ -231,8 +231,11 @@ async def _run_arch(
         emit=emit,
         force=config.machine.forced_accel,
     )
+    shelf = Shelf(cache) if config.machine.snapshots else None
     kits = {
-        kernel.side: _kit(kernel, planned, config, root.result(), ramfs.result(), accelerator)
+        kernel.side: _kit(
+            kernel, planned, config, root.result(), ramfs.result(), accelerator, shelf
+        )
         for kernel in (base, patched)
     }
     bench = Bench(arch=name, kits=kits, folder=folder, gathered=gathered, emit=emit)
@@ -250,6 +253,7 @@ def _kit(
     root: RootImage,
     ramfs: Path,
     accelerator: Accelerator,
+    shelf: Shelf | None,
 ) -> Kit:
     cases = {case.name: case for case in planned.cases}
     total = sum(case.timeout_s for case in planned.cases)
@@ -261,7 +265,8 @@ def _kit(
         timeouts=timeouts(config, accelerator, work_s=total),
         suites=planned.suites,
         cases=cases,
-        scratch_bytes=_SCRATCH_BYTES,
+        scratch_bytes=SCRATCH_BYTES,
+        shelf=shelf,
     )
 
 
@@ -339,9 +344,30 @@ async def _one_trial(cell: Cell, bench: Bench) -> Trial:
             return record
     remove_tree(folder)  # of a trial that was cut off: nothing of it is whole
     bench.emit(Event(kind=EventKind.STARTED, step=step, text=f"{len(cell.cases)} cases"))
-    record = await trial.run(cell, bench.kits[cell.side], folder, bench.emit)
+    record = await trial.run(
+        cell, bench.kits[cell.side], folder, bench.emit, restore=_may_restore(cell, bench)
+    )
     bench.emit(Event(kind=EventKind.DONE, step=step, text=_digest_line(record)))
     return record
+
+
+def _may_restore(cell: Cell, bench: Bench) -> bool:
+    """Whether the cell's machine may begin from a snapshot.
+
+    Each kernel boots once in every run, so that a series which breaks the boot is seen; one whose
+    boot shows anything goes on booting. Both sides of a comparison are restored, or both boot.
+    """
+    for kit in bench.kits.values():
+        boots = [
+            record
+            for record in bench.gathered.trials
+            if record.cell.kernel_key == kit.kernel.key and not record.restored
+        ]
+        well = [record.boot_s is not None and not record.boot_splats for record in boots]
+        rig = kit.rig(memory_bytes=cell.memory_bytes, cpus=cell.cpus)
+        if not well or not all(well) or not rig.restorable(kit.shelf):
+            return False
+    return True
 
 
 def _digest_line(record: Trial) -> str:
@@ -350,9 +376,10 @@ def _digest_line(record: Trial) -> str:
     counts = dict.fromkeys(CaseState, 0)
     for result in record.results:
         counts[result.state] += 1
+    began = trial.began(record.boot_s, record.restored)
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     ended = "" if record.end is MachineEnd.POWERED_OFF else f"; machine {record.end}"
-    return f"{said or 'no case ran'}{ended} ({record.wall_s:.0f} s, boot {record.boot_s:.1f} s)"
+    return f"{said or 'no case ran'}{ended} ({record.wall_s:.0f} s, {began})"
 
 
 # --- the end -----------------------------------------------------------------------------------

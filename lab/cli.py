@@ -254,6 +254,9 @@ def build(
 @click.option("--shell", is_flag=True, help="A shell in the guest; Ctrl-] leaves it.")
 @click.option("--append", metavar="ARGS", default="", help="More kernel command line.")
 @click.option("--timeout", default="10m", metavar="TIME", help="For the command. Default: 10m.")
+@click.option(
+    "--no-snapshot", is_flag=True, help="Boot, even if a machine of this kernel was saved."
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def boot(
@@ -266,11 +269,14 @@ def boot(
     shell: bool,
     append: str,
     timeout: str,
+    no_snapshot: bool,
     command: tuple[str, ...],
 ) -> int:
     """Boot a kernel on a throw-away root and run COMMAND in it (default: uname -a).
 
     With --patch it is the patched kernel, else the base. What is not built yet is built first.
+    A kernel that has booted well before is not booted again: its machine was saved then, and is
+    restored in a fraction of a second.
     Exits with 0 if COMMAND did, 1 if it failed, 4 if the machine was lost.
     """
     chosen = _override(
@@ -285,13 +291,17 @@ def boot(
         shell=shell,
         append=append,
         timeout_s=config.duration_s(timeout, where="--timeout"),
+        snapshot=not no_snapshot,
     )
     if shell and not sys.stdin.isatty():
         raise UserError("--shell needs a terminal", hint="give a COMMAND instead")
     with context.cache.staging() as folder:
         with context.progress() as progress:
-            kit = desk.prepare(request, folder, progress.emit)
-        return asyncio.run(desk.boot(request, kit, folder, sys.stdout.buffer, sys.stderr.buffer))
+            rig = desk.prepare(request, progress.emit)
+            coroutine = desk.boot(
+                request, rig, folder, progress.emit, sys.stdout.buffer, sys.stderr.buffer
+            )
+        return asyncio.run(coroutine)
 
 
 # --- image -------------------------------------------------------------------------------------

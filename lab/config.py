@@ -59,6 +59,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     memory: str = "1G"
     boot_limit_s: float = 30.0
     silence_limit_s: float = 60.0
+    snapshots: bool = True  # false: every machine boots
 
     @property
     def forced_accel(self) -> str | None:

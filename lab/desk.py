@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from lab import accel, image, initramfs, kconfig, machine, source, subject, trial
+from lab import accel, image, initramfs, kconfig, source, subject, trial
 from lab.arch import arch as arch_row
 from lab.build import build
 from lab.config import Config
 from lab.guest import Down, TimedOut
-from lab.machine import Disk, MachineSpec
+from lab.machine import Machine
 from lab.model import (
     BuildFailure,
     Emit,
+    Event,
+    EventKind,
     ExitCode,
     Kernel,
     MachineEnd,
-    RootImage,
     Side,
     UserError,
 )
+from lab.rig import Rig
+from lab.snapshot import Shelf
 from lab.store import Cache
 from lab.tree import checkout
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +42,7 @@ class BootRequest:
     shell: bool
     append: str
     timeout_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootKit:
-    """A kernel and what it needs to boot."""
-
-    kernel: Kernel
-    initramfs: Path
-    image: RootImage
-    spec: MachineSpec
+    snapshot: bool = True  # begin from one, leave one
 
 
 def build_kernels(
@@ -83,7 +80,7 @@ def build_kernels(
     )
 
 
-def prepare(request: BootRequest, folder: Path, emit: Emit) -> BootKit:
+def prepare(request: BootRequest, emit: Emit) -> Rig:
     """Everything up to the boot; what is not in the cache is built.
 
     Raises `UserError` with the compiler's first error if the kernel does not build.
@@ -109,35 +106,39 @@ def prepare(request: BootRequest, folder: Path, emit: Emit) -> BootKit:
         force=config.machine.forced_accel,
     )
     limits = subject.timeouts(config, chosen, work_s=request.timeout_s)
-    spec = MachineSpec(
-        arch=kernel.arch,
-        kernel=kernel.image,
+    return Rig(
+        kernel=kernel,
         initramfs=ramfs,
-        disks=(
-            Disk(
-                path=image.overlay(root, folder),
-                format="qcow2",
-                readonly=False,
-                serial=trial.ROOT_SERIAL,
-            ),
-        ),
+        image=root,
+        accelerator=chosen,
+        timeouts=limits,
         memory_bytes=config.machine.memory_bytes,
         cpus=config.machine.cpus,
-        accelerator=chosen,
-        append=f"lab.root={trial.ROOT_SERIAL} {request.append}".strip(),
-        timeouts=limits,
+        append=request.append,
     )
-    return BootKit(kernel=kernel, initramfs=ramfs, image=root, spec=spec)
 
 
 async def boot(
-    request: BootRequest, kit: BootKit, folder: Path, out: BinaryIO, err: BinaryIO
+    request: BootRequest, rig: Rig, folder: Path, emit: Emit, out: BinaryIO, err: BinaryIO
 ) -> ExitCode:
     """Boot, run the command, pass on what it said. The console is in `folder`/console.log."""
-    async with machine.boot(kit.spec, folder) as box:
+    shelf = Shelf(Cache(root=request.config.paths.cache_dir)) if request.snapshot else None
+    console = trial.Console()
+    step = f"machine {rig.kernel.arch}"
+
+    def note(text: str) -> None:
+        emit(Event(kind=EventKind.NOTE, step=step, text=text))
+
+    emit(Event(kind=EventKind.STARTED, step=step))
+    async with rig.machine(
+        folder, shelf=shelf, restore=True, note=note, on_line=console.on_line
+    ) as box:
         if box.guest is None:
             err.write(_last_words(folder, box.end, box.detail))
             return ExitCode.INCONCLUSIVE
+        if shelf is not None and not box.restored and not rig.restorable(shelf):
+            await _keep(rig, box, shelf, console, folder, note)
+        emit(Event(kind=EventKind.DONE, step=step, text=trial.began(box.boot_s, box.restored)))
         if request.shell:
             left = await box.guest.shell(0)
             if isinstance(left, Down):
@@ -160,6 +161,20 @@ async def boot(
         err.write(f"lab: the command ended with status {answer.status}\n".encode())
         return ExitCode.REGRESSED
     return ExitCode.CLEAN
+
+
+async def _keep(
+    rig: Rig, box: Machine, shelf: Shelf, console: trial.Console, folder: Path, note: Note
+) -> None:
+    """Leave a snapshot of a machine that booted well, so that the next one need not."""
+    assert box.guest is not None
+    health = await trial.probe(box.guest, console, "boot")
+    if isinstance(health, Down):
+        return  # the command will say so
+    if not trial.healthy(health, console):
+        note("no snapshot: the kernel complained as it booted")
+    elif reason := await rig.keep(box, shelf, folder):
+        note(f"no snapshot: {reason}")
 
 
 def _last_words(folder: Path, end: MachineEnd | None, detail: str, lines: int = 15) -> bytes:

@@ -304,6 +304,7 @@ class Trial:
     lockdep_alive: bool | None = None  # None: this kernel has no lockdep
     console: str = "console.log"
     note: str = ""
+    restored: bool = False  # it began from a snapshot: `boot_s` is the restore's
 
 
 # --- verdict -----------------------------------------------------------------------------------

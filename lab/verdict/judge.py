@@ -25,7 +25,7 @@ from lab.model import (
 )
 from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
-from lab.verdict.observe import BOOT, Observed, SplatSeen, observe, tally
+from lab.verdict.observe import BOOT, OUTSIDE, Observed, SplatSeen, observe, tally
 
 # Boots that fail, or results that get lost, this often in a row are not tried again.
 IN_A_ROW = 3
@@ -178,7 +178,7 @@ def _wanted(arch: _Arch, given: JudgeInput) -> dict[str, int]:
             continue
         seen = arch.observed.splats[key].cases
         # Outside of any case: the whole plan is what provoked it.
-        for case in arch.planned if BOOT in seen else sorted(seen & set(arch.planned)):
+        for case in arch.planned if seen & {BOOT, OUTSIDE} else sorted(seen & set(arch.planned)):
             ask(case, weighed.more)
     return wanted
 

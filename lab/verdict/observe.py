@@ -16,6 +16,9 @@ from lab.verdict.chance import Sample
 
 # The name under which "does it boot?" is weighed like a case.
 BOOT = "boot"
+# What is seen between two cases is seen here, in restored machines too, which say nothing about
+# the boot. No case has this name.
+OUTSIDE = "outside of any case"
 
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
 # When machines of one repeat disagree, the later in this list stands.
@@ -55,7 +58,7 @@ class SplatSeen:
     """Where one splat was seen, and in which repeats it could have been."""
 
     splat: Splat
-    cases: set[str] = field(default_factory=set)  # BOOT: outside of any case
+    cases: set[str] = field(default_factory=set)  # or BOOT, OUTSIDE
     seen: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
     exposed: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
 
@@ -71,7 +74,7 @@ class SplatSeen:
 class Observed:
     """All that the trials of one architecture showed."""
 
-    answers: Mapping[Side, Mapping[str, Answers]]  # planned cases and BOOT
+    answers: Mapping[Side, Mapping[str, Answers]]  # planned cases, BOOT and OUTSIDE
     boots: Mapping[Side, tuple[bool, ...]]  # machine by machine: a boot may be tried again
     splats: Mapping[str, SplatSeen]
     notes: tuple[str, ...]  # trials that were left out, and why
@@ -123,12 +126,14 @@ def observe(
         cell = trial.cell
         said = {result.name: result for result in trial.results}
         here = answers[cell.side]
-        _fold(here[BOOT], cell.repeat, _boot_answer(trial))
+        _fold(here[OUTSIDE], cell.repeat, _boot_answer(trial))
+        if not trial.restored:
+            _fold(here[BOOT], cell.repeat, _boot_answer(trial))
         for name in cell.cases:  # what was planned and is not in `said` stays missing
             result = said.get(name)
             answer = Answer(state=result.state, message=result.message) if result else _NOTHING
             _fold(here[name], cell.repeat, answer)
-    wanted = {*planned, BOOT}
+    wanted = {*planned, BOOT, OUTSIDE}
     return Observed(
         answers={
             side: {name: got for name, got in here.items() if name in wanted}
@@ -138,7 +143,9 @@ def observe(
             side: tuple(
                 not failed
                 for trial in kept
-                if trial.cell.side is side and (failed := _boot_answer(trial).failed) is not None
+                if trial.cell.side is side
+                and not trial.restored
+                and (failed := _boot_answer(trial).failed) is not None
             )
             for side in Side
         },
@@ -215,7 +222,8 @@ def _splats(
 ) -> dict[str, SplatSeen]:
     found: dict[str, SplatSeen] = {}
     for trial in trials:
-        places = [(BOOT, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
+        outside = OUTSIDE if trial.restored else BOOT
+        places = [(outside, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
         for case, splats in places:
             for splat in splats:
                 here = found.setdefault(splat_key(splat), SplatSeen(splat=splat))
