@@ -53,6 +53,8 @@ class MachineSpec:
     accelerator: Accelerator
     timeouts: Timeouts
     append: str = ""  # added to the kernel's command line
+    dump: bool = False  # keep the guest's memory after a panic or a hang
+    gdb: Path | None = None  # socket at which QEMU waits for gdb before the first instruction
 
 
 def command_line(spec: MachineSpec) -> str:
@@ -65,6 +67,9 @@ def command_line(spec: MachineSpec) -> str:
         # Emulated, it follows the host's clock on all CPUs. On a loaded host the watchdog takes
         # a late tick for a bad TSC, and then each look at the clock is an access to a device.
         words.append("tsc=reliable")
+    if row.name == "x86_64":
+        # An NMI comes from the lab alone, and only when nothing else makes a hung kernel talk.
+        words.append("unknown_nmi_panic")
     words.append(spec.append)
     return " ".join(word for word in words if word)
 
@@ -112,6 +117,10 @@ def qemu_argv(
     ]
     for number, disk in enumerate(spec.disks):
         argv += _disk_argv(number, disk)
+    if spec.gdb is not None:
+        name = str(spec.gdb).replace(",", ",,")
+        argv += ["-chardev", f"socket,id=gdb,path={name},server=on,wait=off"]
+        argv += ["-gdb", "chardev:gdb", "-S"]
     if incoming:
         argv += ["-incoming", "defer"]
     return tuple(argv)

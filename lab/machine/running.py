@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -23,8 +22,9 @@ from lab import guest as guests
 from lab import host
 from lab.console import Console
 from lab.guest import Down, Guest
-from lab.machine import state
+from lab.machine import dump, state
 from lab.machine.argv import MachineSpec, qemu_argv
+from lab.machine.witness import Witness
 from lab.model import LabFault, MachineEnd
 from lab.store import write_atomically
 
@@ -67,6 +67,7 @@ class Machine:
         self.restored = False  # it began from a snapshot
         self.detail = ""  # more about the end: the panic's line, QEMU's complaint
         self.fault: LabFault | None = None
+        self.dump: Path | None = None  # the guest's memory when it panicked or hung
 
     @property
     def running(self) -> bool:
@@ -105,6 +106,8 @@ class Machine:
         # left open, asyncio would mistake the next socket of that number for it.
         with contextlib.suppress(QMPError, OSError):
             await self._qmp.connect(sock.dup())
+            if self._spec.dump:
+                await self._qmp.execute("set-action", {"panic": "pause"})
 
     async def restore(self, greeting: asyncio.Task[None], guest: Guest, fd: int) -> None:
         """Begin from the state in that file; what does not work ends the machine."""
@@ -221,6 +224,8 @@ class Machine:
             return True
         if self._panicked_at is None and self._panic_event():
             self._panicked_at = now
+            await self._after_panic()
+            return False
         if self._panicked_at is not None:
             return now - self._panicked_at > _PANIC_GRACE_S
         if now - self._started > limits.wall_s:
@@ -277,45 +282,43 @@ class Machine:
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(self._loop.sock_sendall(self._serial, keys), _QMP_S)
 
-    # --- a hang ----------------------------------------------------------------------------
+    # --- a hang, a panic -------------------------------------------------------------------
 
     async def _examine(self, reason: str) -> None:
-        """Have a hung machine tell what it can: hang.txt, and the kernel's answers to sysrq."""
-        self._console.note(f"{reason}; sysrq w, l, d follow")
-        parts = [f"{reason}\n"]
-        await self._ask_kernel()
-        for title, command in (
-            ("query-status", "query-status"),
-            ("info registers -a", "human-monitor-command"),
-        ):
-            arguments = {"command-line": title} if command == "human-monitor-command" else {}
-            answer = await self._execute(command, **arguments)
-            text = answer if isinstance(answer, str) else json.dumps(answer, indent=1)
-            parts.append(f"--- {title}\n{text}\n".replace("\r", ""))
-        write_atomically(self._folder / "hang.txt", "\n".join(parts).encode())
-
-    async def _ask_kernel(self) -> None:
-        """Sysrq over the serial line: it needs neither the agent nor any process."""
-        if self._serial is None:
-            return
+        """Have a hung machine tell what it can, before it is killed."""
+        self._console.note(f"{reason}; sysrq w, d, l and an NMI follow")
         if self.guest is not None:
-            await asyncio.wait((asyncio.ensure_future(self.guest.sysrq("wld")),), timeout=1.0)
-        for key in b"wld":
-            await self._execute("chardev-send-break", id="console")
-            await self.type_on_console(bytes([key]))
-            before = -1
-            for _ in range(20):  # at most 2 s a key; less if it prints nothing more
-                if self._console.received_bytes == before:
-                    break
-                before = self._console.received_bytes
-                await asyncio.sleep(0.1)
+            await asyncio.wait((asyncio.ensure_future(self.guest.sysrq("wdl")),), timeout=1.0)
+        witness = Witness(qmp=self._qmp, console=self._console, keys=self.type_on_console)
+        await witness.ask_kernel()
+        told = await witness.machine_state(reason)
+        if self._spec.dump:
+            await self._dump()
+        told += await witness.interrupt()
+        write_atomically(self._folder / "hang.txt", told.encode())
 
-    async def _execute(self, command: str, **arguments: object) -> object:
-        """A QMP command; what went wrong is the answer then."""
-        try:
-            return await asyncio.wait_for(self._qmp.execute(command, arguments or None), _QMP_S)
-        except (TimeoutError, QMPError, OSError, EOFError) as error:
-            return f"no answer: {type(error).__name__} {error}"
+    async def _dump(self) -> None:
+        """Keep the guest's memory; without it the trial goes on as it would have."""
+        if self.dump is not None:
+            return
+        path = self._folder / dump.FILE_NAME
+        complaint = await dump.take(
+            self._qmp, path, arch=self._spec.arch, release=self.release or "unknown"
+        )
+        if complaint:
+            self._console.note(f"no memory dump: {complaint}")
+        else:
+            self.dump = path
+
+    async def _after_panic(self) -> None:
+        """QEMU stands still in the moment of the panic if a dump is wanted: take it, and let the
+        kernel say the rest."""
+        if not self._spec.dump:
+            return
+        await self._dump()
+        with contextlib.suppress(state.StateError):
+            await state.go_on(self._qmp)
+        self._panicked_at = self._loop.time()
 
     # --- begin and end ---------------------------------------------------------------------
 

@@ -90,6 +90,8 @@ class Fake:
                 result = f"CPU#0 answered {request['arguments']['command-line']}\r\n"
             if request["execute"] == "chardev-send-break":
                 self.say("fake: break")
+            if request["execute"] == "inject-nmi":
+                self.say("fake: NMI")
             self.send({"return": result, "id": request.get("id")})
             if request["execute"] in ("migrate", "migrate-incoming"):
                 self.migrate(incoming=request["execute"] != "migrate")
