@@ -267,6 +267,7 @@ def _kit(
         cases=cases,
         scratch_bytes=SCRATCH_BYTES,
         shelf=shelf,
+        dump=config.machine.dump,
     )
 
 

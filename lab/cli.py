@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lab
-from lab import campaign, config, desk, doctor, host, image, model
+from lab import campaign, config, debug, desk, doctor, host, image, model
 from lab.config import Config
 from lab.model import ExitCode, LabError, Outcome, RunRecord, UserError
 from lab.report import html, junit, terminal
@@ -147,6 +147,12 @@ def cli(
 @click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
 @click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
 @click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
+@click.option(
+    "--dump",
+    is_flag=True,
+    default=None,
+    help="Keep the memory of a guest that panics or hangs, for lab debug.",
+)
 @_accel
 @_jobs
 @_json
@@ -164,6 +170,7 @@ def run(
     duration: str | None,
     filesystem: tuple[str, ...],
     scenario: tuple[str, ...],
+    dump: bool | None,
     accel: str | None,
     jobs: int | None,
     as_json: bool,
@@ -178,7 +185,7 @@ def run(
         context.config,
         top={"kernel": kernel, "arch": _split(arch), "profile": profile, "suites": _split(suite)},
         run={"repeats": repeats, "max_repeats": max_repeats, "seed": seed},
-        machine={"accel": accel},
+        machine={"accel": accel, "dump": dump},
         build={"jobs": jobs},
         faultstress={
             "duration_s": seconds,
@@ -395,6 +402,27 @@ def report_command(context: Context, run_name: str | None, as_json: bool) -> int
     _write_reports(record, folder)
     _show(context, record, folder, as_json)
     return _EXIT[record.verdict.outcome]
+
+
+@cli.command(name="debug")
+@click.argument("which", metavar="[RUN][/TRIAL]", default="")
+@click.option("-e", "expression", metavar="EXPR", help="Evaluate one expression.")
+@click.argument("script", metavar="[-- SCRIPT ARGS...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def debug_command(
+    context: Context, which: str, expression: str | None, script: tuple[str, ...]
+) -> int:
+    """Open the memory of a guest that panicked or hung (lab run --dump) with drgn.
+
+    At a terminal it is drgn's own prompt. Elsewhere it prints the end of the kernel's log and the
+    stacks of all CPUs and blocked tasks. Default: the newest run, and its only dump.
+    """
+    run_name, _, trial_name = which.partition("/")
+    folder = campaign.find_run(context.config.paths.runs_dir, run_name or None)
+    core = debug.find(folder, trial_name, context.cache)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    options = debug.options_for(expression, script, interactive=interactive)
+    return host.interactive(debug.command(core, options))
 
 
 @cli.command()

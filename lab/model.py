@@ -305,6 +305,7 @@ class Trial:
     console: str = "console.log"
     note: str = ""
     restored: bool = False  # it began from a snapshot: `boot_s` is the restore's
+    dump: str = ""  # file of the trial's folder with the guest's memory; "" if none was kept
 
 
 # --- verdict -----------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Rig:
     cpus: int
     scratch_bytes: int = SCRATCH_BYTES
     append: str = ""  # to the kernel's command line
+    dump: bool = False  # keep the memory of a machine that panics or hangs
+    gdb: Path | None = None  # socket at which QEMU waits for gdb
 
     def spec(self, folder: Path) -> MachineSpec:
         """The machine whose disks are in `folder`: an overlay of the root image, and an empty
@@ -66,6 +68,8 @@ class Rig:
             # Marks between cases must not be rate-limited away.
             append=f"lab.root={ROOT_SERIAL} printk.devkmsg=on {self.append}".strip(),
             timeouts=self.timeouts,
+            dump=self.dump,
+            gdb=self.gdb,
         )
 
     def restorable(self, shelf: Shelf | None) -> bool:

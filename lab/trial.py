@@ -56,6 +56,7 @@ class Kit:
     cases: Mapping[str, PlannedCase]
     scratch_bytes: int
     shelf: Shelf | None = None  # None: every machine boots
+    dump: bool = False  # keep the memory of a machine that panics or hangs
 
     def rig(self, *, memory_bytes: int, cpus: int) -> Rig:
         """The machines that these artefacts make."""
@@ -68,6 +69,7 @@ class Kit:
             memory_bytes=memory_bytes,
             cpus=cpus,
             scratch_bytes=self.scratch_bytes,
+            dump=self.dump,
         )
 
 
@@ -168,6 +170,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit, *, restore: bool =
         lockdep_alive=progress.health.lockdep_alive if progress.health else None,
         note="; ".join([*progress.notes, *([box.detail] if box.detail else [])]),
         restored=box.restored,
+        dump=box.dump.name if box.dump else "",
     )
     write_atomically(folder / "trial.json", model.encode(trial))
     return trial

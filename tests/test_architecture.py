@@ -48,6 +48,8 @@ ORDER = (
     "subject",
     "trial",
     "campaign",
+    "inspector",
+    "debug",
     "desk",
     "report",
     "doctor",
