@@ -264,6 +264,7 @@ def build(
 @click.option(
     "--no-snapshot", is_flag=True, help="Boot, even if a machine of this kernel was saved."
 )
+@click.option("--gdb", is_flag=True, help="Wait for gdb before the first instruction.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def boot(
@@ -277,6 +278,7 @@ def boot(
     append: str,
     timeout: str,
     no_snapshot: bool,
+    gdb: bool,
     command: tuple[str, ...],
 ) -> int:
     """Boot a kernel on a throw-away root and run COMMAND in it (default: uname -a).
@@ -299,6 +301,7 @@ def boot(
         append=append,
         timeout_s=config.duration_s(timeout, where="--timeout"),
         snapshot=not no_snapshot,
+        gdb=gdb,
     )
     if shell and not sys.stdin.isatty():
         raise UserError("--shell needs a terminal", hint="give a COMMAND instead")

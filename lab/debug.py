@@ -31,15 +31,22 @@ class Core:
 
 def find(run: Path, name: str, cache: Cache) -> Core:
     """The dump of a trial of that run: its name, or the beginning of it; "" if only one has one."""
-    trials = sorted(run.glob("trials/*/trial.json"))
-    dumped = [path.parent for path in trials if (path.parent / "memory.kdump").is_file()]
+    trials = {
+        path.parent: model.decode(path.read_bytes(), Trial)
+        for path in sorted(run.glob("trials/*/trial.json"))
+    }
+    dumped = [
+        folder
+        for folder, trial in trials.items()
+        if trial.dump and (folder / Path(trial.dump).name).is_file()
+    ]
     fitting = [folder for folder in dumped if folder.name.startswith(name)]
     if len(fitting) != 1:
         known = ", ".join(folder.name for folder in dumped) or "none: run with --dump"
         few = f"{name or 'which trial'} fits {len(fitting)}" if fitting else f"no dump of {name}"
         raise UserError(f"{run.name}: {few}", hint=f"trials with a dump: {known}")
     (folder,) = fitting
-    trial = model.decode((folder / "trial.json").read_bytes(), Trial)
+    trial = trials[folder]
     record = cache.sub("builds") / trial.cell.kernel_key / "record.json"
     try:
         kernel = model.decode(record.read_bytes(), Kernel)
@@ -48,7 +55,7 @@ def find(run: Path, name: str, cache: Cache) -> Core:
             f"the kernel {trial.cell.kernel_key} of {folder.name} is not in the cache any more",
             hint="lab build with the same series makes it again",
         ) from error
-    return Core(path=folder / "memory.kdump", kernel=kernel)
+    return Core(path=folder / Path(trial.dump).name, kernel=kernel)
 
 
 def command(core: Core, options: Sequence[str]) -> tuple[str, ...]:
@@ -57,7 +64,12 @@ def command(core: Core, options: Sequence[str]) -> tuple[str, ...]:
         raise UserError("drgn is not installed", hint="pip install 'kernel-patch-lab[debug]'")
     return (
         *(sys.executable, str(_INSPECTOR), str(core.path), str(core.kernel.vmlinux)),
-        *(core.kernel.release, json.dumps(_symbols(core.kernel.vmlinux)), *options),
+        *(
+            core.kernel.arch,
+            core.kernel.release,
+            json.dumps(_symbols(core.kernel.vmlinux)),
+            *options,
+        ),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,7 @@ from lab.arch import arch as arch_row
 from lab.build import build
 from lab.config import Config
 from lab.guest import Down, TimedOut
-from lab.machine import Machine
+from lab.machine import Machine, Timeouts
 from lab.model import (
     BuildFailure,
     Emit,
@@ -30,6 +31,8 @@ from lab.store import Cache
 from lab.tree import checkout
 
 Note = Callable[[str], None]
+_PATIENCE_S = 7 * 86400.0
+_SOCKET_PATH_MAX = 107  # bytes, of sockaddr_un
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class BootRequest:
     append: str
     timeout_s: float
     snapshot: bool = True  # begin from one, leave one
+    gdb: bool = False  # wait for a debugger before the first instruction
 
 
 def build_kernels(
@@ -123,6 +127,10 @@ async def boot(
 ) -> ExitCode:
     """Boot, run the command, pass on what it said. The console is in `folder`/console.log."""
     shelf = Shelf(Cache(root=request.config.paths.cache_dir)) if request.snapshot else None
+    if request.gdb:
+        shelf, rig = None, _for_gdb(rig, folder)
+        err.write(gdb_command(rig).encode())
+        err.flush()
     console = trial.Console()
     step = f"machine {rig.kernel.arch}"
 
@@ -161,6 +169,24 @@ async def boot(
         err.write(f"lab: the command ended with status {answer.status}\n".encode())
         return ExitCode.REGRESSED
     return ExitCode.CLEAN
+
+
+def _for_gdb(rig: Rig, folder: Path) -> Rig:
+    """The same, with a socket for gdb and with the patience that a person needs."""
+    path = folder / "gdb"
+    if len(str(path)) > _SOCKET_PATH_MAX:
+        raise UserError(f"the path of gdb's socket is too long: {path}", hint="[paths] cache")
+    never = Timeouts(boot_s=_PATIENCE_S, silence_s=_PATIENCE_S, wall_s=_PATIENCE_S)
+    return replace(rig, gdb=path, timeouts=never)
+
+
+def gdb_command(rig: Rig) -> str:
+    """What to type in another terminal."""
+    start = shlex.join(
+        ["gdb", str(rig.kernel.vmlinux), "-ex", f"target remote {rig.gdb}"],
+    )
+    stop = "  hbreak start_kernel, then continue: software breakpoints work once the kernel runs"
+    return f"lab: the machine waits for gdb:\n  {start}\n{stop}\n"
 
 
 async def _keep(

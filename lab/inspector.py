@@ -1,4 +1,4 @@
-"""drgn on a dump: `python inspector.py CORE VMLINUX RELEASE SYMBOLS [-e EXPR | -s SCRIPT | -i]`
+"""drgn on a dump: inspector.py CORE VMLINUX ARCH RELEASE SYMBOLS [-e EXPR | -s SCRIPT ARG... | -i]
 
 A process of its own, because drgn is optional and a dump is a guest's word. Without an option it
 prints what is asked first: the last lines of the log, the stack of every CPU, and the stacks of
@@ -19,14 +19,14 @@ import sys
 from typing import Any
 
 STEP = 2 << 20  # kernels are loaded at a multiple of this
-# Where RAM begins, by machine: x86_64 and QEMU's arm64 board.
-RAM_BASES = {"X86_64": 0, "AARCH64": 0x40000000}
+# Where RAM begins: on a PC, and on QEMU's arm64 board.
+RAM_BASES = {"x86_64": 0, "arm64": 0x40000000}
 SEARCHED_BYTES = 1 << 30
 LOG_LINES = 40
 TASKS = 50  # stacks shown at most
 
 
-def vmcoreinfo(names: dict[str, int], release: str, machine: str, physical: int) -> str:
+def vmcoreinfo(names: dict[str, int], release: str, arch: str, physical: int) -> str:
     """What the kernel itself would have noted down. `physical` is the address of _text."""
     lines = [
         f"OSRELEASE={release}",
@@ -34,7 +34,7 @@ def vmcoreinfo(names: dict[str, int], release: str, machine: str, physical: int)
         f"SYMBOL(init_uts_ns)={names['init_uts_ns']:x}",
         "KERNELOFFSET=0",
     ]
-    if machine == "X86_64":
+    if arch == "x86_64":
         # _text is linked at the kernel's base plus its own preferred address, 16 MiB.
         lines += [
             f"SYMBOL(swapper_pg_dir)={names['init_top_pgt']:x}",
@@ -42,28 +42,28 @@ def vmcoreinfo(names: dict[str, int], release: str, machine: str, physical: int)
             "NUMBER(pgtable_l5_enabled)=0",
         ]
     else:
+        # The image lies at the beginning of the lower part of the kernel's half.
+        bits = (~names["_text"] & ((1 << 64) - 1)).bit_length() + 1
         lines += [
             f"SYMBOL(swapper_pg_dir)={names['swapper_pg_dir']:x}",
             f"NUMBER(kimage_voffset)=0x{names['_text'] - physical:x}",
-            "NUMBER(VA_BITS)=48",
-            "NUMBER(TCR_EL1_T1SZ)=0x10",
+            f"NUMBER(VA_BITS)={bits}",
+            f"NUMBER(TCR_EL1_T1SZ)=0x{64 - bits:x}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def open_core(core: str, vmlinux: str, release: str, names: dict[str, int]) -> Any:
+def open_core(core: str, vmlinux: str, arch: str, release: str, names: dict[str, int]) -> Any:
     """A drgn program for the dump."""
     drgn = importlib.import_module("drgn")
     banner = f"Linux version {release} ".encode()
-    with open(core, "rb") as stream:  # noqa: PTH123
-        machine = "AARCH64" if b"aarch64" in stream.read(512) else "X86_64"
 
     def attempt(physical: int) -> Any:
-        program = drgn.Program(vmcoreinfo=vmcoreinfo(names, release, machine, physical))
+        program = drgn.Program(vmcoreinfo=vmcoreinfo(names, release, arch, physical))
         program.set_core_dump(core)
         return program
 
-    base = RAM_BASES[machine]
+    base = RAM_BASES[arch]
     first = attempt(base)
     for physical in range(base, base + SEARCHED_BYTES, STEP):
         try:
@@ -113,8 +113,8 @@ def visible(text: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    core, vmlinux, release, symbols, *rest = argv
-    program = open_core(core, vmlinux, release, json.loads(symbols))
+    core, vmlinux, arch, release, symbols, *rest = argv
+    program = open_core(core, vmlinux, arch, release, json.loads(symbols))
     match rest:
         case []:
             summary(program)

@@ -25,7 +25,9 @@ def a_run(folder: Path, *dumped: str) -> Path:
     for name in ("x86_64-base-01-aaaaaa-1", "x86_64-patched-01-bbbbbb-1"):
         trial = folder / "trials" / name
         trial.mkdir(parents=True)
-        record = records.trial(records.cell(Side.BASE, 0))
+        record = dataclasses.replace(
+            records.trial(records.cell(Side.BASE, 0)), dump="memory.kdump" if name in dumped else ""
+        )
         (trial / "trial.json").write_bytes(model.encode(record))
         if name in dumped:
             (trial / "memory.kdump").write_bytes(b"KDUMP   ")
@@ -86,11 +88,14 @@ def test_what_the_kernel_would_have_noted_down() -> None:
         "init_uts_ns": 0xFFFFFFFF82480820,
         "swapper_pg_dir": 0xFFFF800009000000,
     }
-    info = inspector.vmcoreinfo(names, "6.1", "X86_64", 16 << 20).splitlines()
+    info = inspector.vmcoreinfo(names, "6.1", "x86_64", 16 << 20).splitlines()
     assert "NUMBER(phys_base)=0" in info and "SYMBOL(swapper_pg_dir)=ffffffff82011000" in info
     names["_text"] = 0xFFFF800008000000
-    info = inspector.vmcoreinfo(names, "6.1", "AARCH64", 0x40200000).splitlines()
+    info = inspector.vmcoreinfo(names, "6.1", "arm64", 0x40200000).splitlines()
     assert "NUMBER(kimage_voffset)=0xffff7fffc7e00000" in info
+    assert "NUMBER(VA_BITS)=48" in info and "NUMBER(TCR_EL1_T1SZ)=0x10" in info
+    names["_text"] = 0xFFFFFFC008000000
+    assert "NUMBER(VA_BITS)=39" in inspector.vmcoreinfo(names, "6.1", "arm64", 0).splitlines()
 
 
 def test_a_guests_word_does_not_steer_the_terminal() -> None:

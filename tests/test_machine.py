@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import io
 import os
 import pickle
+import shlex
+import shutil
 import signal
 import stat
 import struct
@@ -119,6 +122,17 @@ def test_a_flattened_dump_is_put_together() -> None:
 def test_a_dump_that_is_none_or_has_no_end(stream: io.BytesIO, reason: str) -> None:
     with pytest.raises(dump.DumpError, match=reason):
         dump.join(stream, io.BytesIO(), 100)
+
+
+def test_an_elf_dump_is_sparse_and_bounded(tmp_path: Path) -> None:
+    content = b"\x7fELF".ljust(4096, b"x") + b"\0" * (1 << 20) + b"end"
+    path = tmp_path / "memory.elf"
+    with path.open("wb") as target:
+        dump.copy_sparse(io.BytesIO(content), target, 2 << 20)
+    assert path.read_bytes() == content and path.stat().st_blocks * 512 < 100_000
+    for raw, reason in ((b"", "no dump"), (b"x" * 99, "no dump"), (content, "larger")):
+        with pytest.raises(dump.DumpError, match=reason):
+            dump.copy_sparse(io.BytesIO(raw), io.BytesIO(), 1 << 20)
 
 
 def test_a_log_beyond_its_limit_is_cut_but_lines_go_on(tmp_path: Path) -> None:
@@ -483,6 +497,76 @@ def test_a_real_panic_leaves_the_memory_of_its_moment(
     assert len(content) < 200 << 20
     # The kernel had its last words all the same.
     assert "Kernel Offset: disabled" in (tmp_path / "console.log").read_text()
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(300)
+def test_a_real_machine_waits_for_gdb(real_spec: MachineSpec, tmp_path: Path) -> None:
+    """Gdb's protocol in four packets: why it stopped, where it is, go on, and it boots."""
+    path = tmp_path / "gdb"
+
+    async def ask(packet: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(path)
+        with contextlib.closing(writer):
+            for words in (b"?", packet):
+                writer.write(b"+$%s#%02x" % (words, sum(words) % 256))
+            await writer.drain()
+            await reader.readuntil(b"#")  # the answer to "?"
+            if packet == b"c":
+                await asyncio.sleep(1)
+                return b""
+            return await reader.readuntil(b"#")
+
+    async def main() -> machine.Machine:
+        spec = dataclasses.replace(real_spec, gdb=path)
+        booting = machine.boot(spec, tmp_path / "t")
+        entering = asyncio.create_task(booting.__aenter__())
+        while not path.exists():
+            await asyncio.sleep(0.05)
+        registers = await ask(b"g")
+        assert len(registers) > 300 and b"$E" not in registers
+        assert (tmp_path / "t" / "console.log").read_bytes() == b"", "it ran before gdb said so"
+        await ask(b"c")
+        box = await entering
+        assert box.guest is not None, box.detail
+        await booting.__aexit__(None, None, None)
+        return box
+
+    box = asyncio.run(main())
+    assert box.end is MachineEnd.POWERED_OFF
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(400)
+def test_real_gdb_stops_in_the_kernel(boot_kernel: Path, tmp_path: Path) -> None:
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is not installed")
+    program = Path(sys.executable).with_name("lab")
+    argv: list[str | Path] = [program, "--quiet", "boot", "--gdb", "--", "uname", "-r"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as lab:
+        assert lab.stderr is not None and lab.stdout is not None
+        said = ""
+        while "target remote" not in said:
+            line = lab.stderr.readline()
+            assert line, said
+            said = line
+        typed = shlex.split(said)
+        for _ in range(300):
+            if Path(typed[-1].removeprefix("target remote ")).exists():
+                break
+            time.sleep(0.1)
+        stops = ["-batch", "-ex", "hbreak start_kernel", "-ex", "continue", "-ex", "backtrace"]
+        # Deleted, and the machine let go: it then boots on.
+        done = subprocess.run(
+            [*typed, *stops, "-ex", "delete", "-ex", "detach"],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert "#0  start_kernel ()" in done.stdout, done.stdout + done.stderr
+        assert lab.stdout.read().startswith("6.1")
+        assert lab.wait(60) == 0
 
 
 @pytest.mark.vm

@@ -1,7 +1,7 @@
-"""A machine at rest goes in, a file with its guest's memory comes out, as kdump-compressed.
+"""A machine at rest goes in, a file with its guest's memory comes out: kdump-compressed or ELF.
 
-QEMU writes the flattened form of the format, which needs no seeking, into a pipe; here it is put
-together, so that no reader has to, and so that it cannot grow without a limit.
+QEMU writes into a pipe, so that the file cannot grow without a limit. Of kdump it writes the
+flattened form, which needs no seeking, and which is put together here so that no reader has to.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from qemu.qmp import QMPClient, QMPError
 
 from lab import arch as architectures
 
-FILE_NAME: Final = "memory.kdump"
+# By architecture. QEMU's kdump of an arm64 guest has pages of 64 KiB, at which libkdumpfile fails:
+# there it is ELF, whose empty pages are holes of the file.
+_FORMATS: Final = {"x86_64": "kdump-zlib", "arm64": "elf"}
 LIMIT_BYTES: Final = 4 << 30
 _LIMIT_S: Final = 300.0  # a guest of 1 GiB takes 3 s; a loaded host more
+_BLOCK_BYTES: Final = 4096
 _FLAT_MAGIC: Final = b"makedumpfile"
 _FLAT_HEADER_BYTES: Final = 4096
 _RECORD = struct.Struct(">qq")  # offset, size; the last has offset -1
@@ -30,12 +33,17 @@ class DumpError(Exception):
     """There is no dump; says why."""
 
 
+def file_name(arch: str) -> str:
+    """Of a dump in a trial's folder."""
+    return "memory.elf" if _FORMATS[arch] == "elf" else "memory.kdump"
+
+
 async def take(qmp: QMPClient, path: Path, *, arch: str, release: str) -> str:
     """Write the memory of the machine to `path`, atomically; "" if it is there, else why not."""
     reader, writer = os.pipe()
     receiving = asyncio.create_task(asyncio.to_thread(_receive, reader, path, arch, release))
     try:
-        complaint = await _ask(qmp, writer)
+        complaint = await _ask(qmp, writer, _FORMATS[arch])
     finally:
         os.close(writer)  # QEMU has one of its own: when that is closed, the thread is done
     if complaint:
@@ -52,15 +60,18 @@ def _receive(reader: int, path: Path, arch: str, release: str) -> None:
     partial = path.with_suffix(".partial")
     try:
         with os.fdopen(reader, "rb") as source, partial.open("wb") as target:
-            join(source, target, LIMIT_BYTES)
-            _name_system(target, arch, release)
+            if _FORMATS[arch] == "elf":
+                copy_sparse(source, target, LIMIT_BYTES)
+            else:
+                join(source, target, LIMIT_BYTES)
+                _name_system(target, arch, release)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-async def _ask(qmp: QMPClient, fd: int) -> str:
-    arguments = {"paging": False, "protocol": "fd:dump", "format": "kdump-zlib"}
+async def _ask(qmp: QMPClient, fd: int, form: str) -> str:
+    arguments = {"paging": False, "protocol": "fd:dump", "format": form}
     try:
         async with asyncio.timeout(_LIMIT_S):
             qmp.send_fd_scm(fd)
@@ -92,6 +103,24 @@ def join(source: BinaryIO, target: BinaryIO, limit_bytes: int) -> None:
             raise DumpError("the dump is cut off")
         target.seek(offset)
         target.write(data)
+
+
+def copy_sparse(source: BinaryIO, target: BinaryIO, limit_bytes: int) -> None:
+    """Copy an ELF dump, leaving out blocks of zeros. Raises `DumpError` as `join`."""
+    size = 0
+    while data := source.read(_BLOCK_BYTES):
+        if size == 0 and not data.startswith(b"\x7fELF"):
+            raise DumpError("QEMU wrote no dump")
+        size += len(data)
+        if size > limit_bytes:
+            raise DumpError(f"the dump is larger than {limit_bytes >> 20} MiB")
+        if data.count(0) == len(data):
+            target.seek(len(data), os.SEEK_CUR)
+        else:
+            target.write(data)
+    if size == 0:
+        raise DumpError("QEMU wrote no dump")
+    target.truncate(size)
 
 
 def _name_system(target: BinaryIO, arch: str, release: str) -> None:

@@ -301,7 +301,7 @@ class Machine:
         """Keep the guest's memory; without it the trial goes on as it would have."""
         if self.dump is not None:
             return
-        path = self._folder / dump.FILE_NAME
+        path = self._folder / dump.file_name(self._spec.arch)
         complaint = await dump.take(
             self._qmp, path, arch=self._spec.arch, release=self.release or "unknown"
         )
