@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -41,7 +42,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lab-bench-") as name:
         folder = Path(name)
         config = folder / "lab.toml"
-        config.write_text(f'[build]\nfragments = ["{HERE / "vng.config"}"]\n')
+        arch = "arm64" if platform.machine() == "aarch64" else platform.machine()
+        config.write_text(f'arch = ["{arch}"]\n[build]\nfragments = ["{HERE / "vng.config"}"]\n')
         lab = [str(BIN / "lab"), "--config", str(config), "--quiet"]
         built = subprocess.run(
             [*lab, "build", "--json"], stdout=subprocess.PIPE, check=True, timeout=3600
@@ -50,7 +52,10 @@ def main() -> int:
         timed([*lab, "boot", "--", "true"], folder)  # image, initramfs and accelerator are ready
         checks = json.loads(
             subprocess.run(
-                [*lab, "doctor", "--json"], stdout=subprocess.PIPE, check=False, timeout=300
+                [*lab, "doctor", "--arch", arch, "--json"],
+                stdout=subprocess.PIPE,
+                check=False,
+                timeout=300,
             ).stdout
         )
         (found,) = [c["found"] for c in checks if c["name"].startswith("accelerator")]

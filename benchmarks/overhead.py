@@ -11,6 +11,7 @@ an aim is missed.
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,8 @@ def main() -> int:
     series = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "patches/demo")
     with tempfile.TemporaryDirectory(prefix="lab-bench-") as name:
         lab = [str(Path(sys.executable).parent / "lab"), "--runs", name]
-        argv = [*lab, "run", "--patch", series]
+        arch = "arm64" if platform.machine() == "aarch64" else platform.machine()
+        argv = [*lab, "run", "--patch", series, "--arch", arch, "--parallel", "1"]
         subprocess.run(argv, stdout=subprocess.DEVNULL, check=False, timeout=7200)
         began = time.monotonic()
         subprocess.run(argv, stdout=subprocess.DEVNULL, check=False, timeout=7200)

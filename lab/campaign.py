@@ -25,35 +25,34 @@ from lab import (
     initramfs,
     model,
     plan,
-    trial,
+    pool,
     verdict,
 )
 from lab.arch import arch as arch_row
 from lab.config import Config
+from lab.lockgraph import stored
+from lab.lockgraph.diff import diff
+from lab.lockgraph.news import news
 from lab.model import (
-    Accelerator,
     BuildFailure,
-    CaseState,
-    Cell,
     Emit,
     Event,
     EventKind,
     Kernel,
     LabFault,
-    MachineEnd,
     Manifest,
     RootImage,
     RunRecord,
     Series,
-    Side,
     Timing,
     Trial,
     UserError,
 )
 from lab.plan import Matrix
+from lab.pool import Pool, Split
 from lab.rig import SCRATCH_BYTES
 from lab.snapshot import Shelf
-from lab.store import Cache, is_locked, locked, remove_tree, write_atomically
+from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomically
 from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
 from lab.trial import Kit
 
@@ -67,6 +66,7 @@ class Gathered:
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     setup_s: float = 0.0
+    tested_s: float = 0.0  # with at least one machine up
 
 
 async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
@@ -88,11 +88,20 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     manifest = _manifest(request, planned)
     folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
     with locked(folder / "lock"):
+        sweep_temporaries(folder)
         write_atomically(folder / "manifest.json", model.encode(manifest))
         _keep_series(subject.series, folder)
-        for name in planned.archs:
-            await _run_arch(name, planned, config, cache, folder, gathered, emit)
-        record = _record(manifest, planned, config, gathered, time.monotonic() - began)
+        # A build that fails is told before minutes of tests, and no build slows a test down.
+        ready = [
+            await _prepare(name, planned, config, cache, gathered, emit) for name in planned.archs
+        ]
+        for each in ready:
+            if each is not None:
+                machines = await _open_pool(
+                    each, planned, config, cache, folder, gathered.trials, emit
+                )
+                await _test(each, machines, planned, config, gathered)
+        record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
 
@@ -193,15 +202,20 @@ def _keep_series(series: Series, folder: Path) -> None:
 # --- one architecture --------------------------------------------------------------------------
 
 
-async def _run_arch(
-    name: str,
-    planned: Plan,
-    config: Config,
-    cache: Cache,
-    folder: Path,
-    gathered: Gathered,
-    emit: Emit,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What the trials of one architecture need, all of it in the cache."""
+
+    base: Kernel
+    patched: Kernel
+    image: RootImage
+    initramfs: Path
+
+
+async def _prepare(
+    name: str, planned: Plan, config: Config, cache: Cache, gathered: Gathered, emit: Emit
+) -> Ready | None:
+    """Both kernels and what boots them; None if one does not build."""
     # The image comes from the network and the package manager, the kernels from the compiler:
     # side by side they cost little more than the longer of the two.
     began = time.monotonic()
@@ -222,165 +236,98 @@ async def _run_arch(
     gathered.setup_s += max(0.0, time.monotonic() - began - made_s)
     base, patched = built[0], built[1] if len(built) > 1 else None
     if not isinstance(base, Kernel) or not isinstance(patched, Kernel):
-        return
-    accelerator = await accel.choose_async(
-        name,
-        kernel=base.image,
-        initramfs=ramfs.result(),
-        cache=cache,
-        emit=emit,
-        force=config.machine.forced_accel,
-    )
-    shelf = Shelf(cache) if config.machine.snapshots else None
-    kits = {
-        kernel.side: _kit(
-            kernel, planned, config, root.result(), ramfs.result(), accelerator, shelf
-        )
-        for kernel in (base, patched)
-    }
-    bench = Bench(arch=name, kits=kits, folder=folder, gathered=gathered, emit=emit)
-    await _test(bench, planned, config)
+        return None
+    return Ready(base=base, patched=patched, image=root.result(), initramfs=ramfs.result())
 
 
 def _ran_make(result: Kernel | BuildFailure) -> bool:
     return isinstance(result, BuildFailure) or result.make_ran
 
 
-def _kit(
-    kernel: Kernel,
+async def _open_pool(
+    ready: Ready,
     planned: Plan,
     config: Config,
-    root: RootImage,
-    ramfs: Path,
-    accelerator: Accelerator,
-    shelf: Shelf | None,
-) -> Kit:
-    cases = {case.name: case for case in planned.cases}
-    total = sum(case.timeout_s for case in planned.cases)
-    return Kit(
-        kernel=kernel,
-        initramfs=ramfs,
-        image=root,
-        accelerator=accelerator,
-        timeouts=timeouts(config, accelerator, work_s=total),
-        suites=planned.suites,
-        cases=cases,
-        scratch_bytes=SCRATCH_BYTES,
-        shelf=shelf,
-        dump=config.machine.dump,
+    cache: Cache,
+    folder: Path,
+    trials: list[Trial],
+    emit: Emit,
+) -> Pool:
+    """The accelerator, by proof, and as many machines at once as this host carries."""
+    name = ready.base.arch
+    accelerator = await accel.choose_async(
+        name,
+        kernel=ready.base.image,
+        initramfs=ready.initramfs,
+        cache=cache,
+        emit=emit,
+        force=config.machine.forced_accel,
     )
+    limits = {case.name: case.timeout_s for case in planned.cases}
+
+    def measure() -> Split:
+        known = pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
+        machines = pool.capacity(
+            config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
+        )
+        return Split(machines=machines, costs=plan.costs(limits, known))
+
+    split = pool.settle(folder, name, measure)
+    if split.machines > 1:
+        text = f"{split.machines} at once, on {pool.cores()} cores"
+        emit(Event(kind=EventKind.NOTE, step=f"machines {name}", text=text))
+    limit = timeouts(
+        config,
+        accelerator,
+        work_s=sum(limits.values()),
+        crowding=pool.crowding(config.machine, split.machines),
+    )
+    shelf = Shelf(cache) if config.machine.snapshots else None
+    kits = {
+        kernel.side: Kit(
+            kernel=kernel,
+            initramfs=ready.initramfs,
+            image=ready.image,
+            accelerator=accelerator,
+            timeouts=limit,
+            suites=planned.suites,
+            cases={case.name: case for case in planned.cases},
+            scratch_bytes=SCRATCH_BYTES,
+            shelf=shelf,
+            dump=config.machine.dump,
+        )
+        for kernel in (ready.base, ready.patched)
+    }
+    return Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
 
 
-# --- trials ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """Where the trials of one architecture run, and where their records go."""
-
-    arch: str
-    kits: dict[Side, Kit]
-    folder: Path
-    gathered: Gathered
-    emit: Emit
-
-
-async def _test(bench: Bench, planned: Plan, config: Config) -> None:
+async def _test(
+    ready: Ready, machines: Pool, planned: Plan, config: Config, gathered: Gathered
+) -> None:
     """The screening rounds, then whatever the judge asks for until the evidence suffices."""
-    base, patched = (bench.kits[side].kernel for side in (Side.BASE, Side.PATCHED))
     matrix = Matrix(
-        arch=bench.arch,
+        arch=machines.arch,
         profile=config.profile,
         suites=tuple(suite.name for suite in planned.suites),
         cases=planned.names,
-        image_sha256=bench.kits[Side.BASE].image.sha256,
+        image_sha256=ready.image.sha256,
         seed=config.run.seed,
         memory_bytes=config.machine.memory_bytes,
         cpus=config.machine.cpus,
     )
-    for cell in plan.rounds(matrix, base, patched, range(config.run.repeats)):
-        await _run_cell(cell, bench)
+    sides = (ready.base, ready.patched)
+    await machines.run(plan.rounds(matrix, *sides, range(config.run.repeats)))
     while True:
-        wanted = verdict.needs_more(_judge_input(planned, config, bench.gathered))
-        mine = [more for more in wanted if more.arch == bench.arch]
+        wanted = verdict.needs_more(_judge_input(planned, config, gathered))
+        mine = [more for more in wanted if more.arch == machines.arch]
         if not mine:
-            return
+            break
         for more in mine:
             text = f"{len(more.cases)} undecided, again on both sides: {', '.join(more.cases[:4])}"
-            bench.emit(Event(kind=EventKind.NOTE, step="suspects", text=text))
-            for cell in plan.rounds(matrix, base, patched, more.repeats, cases=more.cases):
-                await _run_cell(cell, bench)
-
-
-async def _run_cell(cell: Cell, bench: Bench) -> None:
-    """One cell, in as many machines as it takes.
-
-    Each machine that goes down is charged to one case and the rest goes on in a fresh one, so
-    this ends. A machine that did not boot, or that died before its first case, is left to the
-    judge, who asks for more runs if they can tell anything.
-    """
-    todo: Cell | None = cell
-    while todo is not None:
-        record = await _one_trial(todo, bench)
-        bench.gathered.trials.append(record)
-        if not record.results:
-            return
-        todo = plan.remaining(todo, [result.name for result in record.results])
-
-
-async def _one_trial(cell: Cell, bench: Bench) -> Trial:
-    """Run the cell, or take its whole record from the run that was cut off."""
-    attempts = sum(1 for old in bench.gathered.trials if old.cell == cell)
-    name = f"{cell.arch}-{cell.side}-{cell.repeat + 1:02}-{plan.digest(cell)[:6]}-{attempts + 1}"
-    folder = bench.folder / "trials" / name
-    step = trial.step_name(cell)
-    record_file = folder / "trial.json"
-    if record_file.exists():
-        record = model.decode(record_file.read_bytes(), Trial)
-        if (
-            record.cell == cell
-            and record.accelerator.name == bench.kits[cell.side].accelerator.name
-        ):
-            bench.emit(Event(kind=EventKind.DONE, step=step, text="whole, from the run before"))
-            return record
-    remove_tree(folder)  # of a trial that was cut off: nothing of it is whole
-    bench.emit(Event(kind=EventKind.STARTED, step=step, text=f"{len(cell.cases)} cases"))
-    record = await trial.run(
-        cell, bench.kits[cell.side], folder, bench.emit, restore=_may_restore(cell, bench)
-    )
-    bench.emit(Event(kind=EventKind.DONE, step=step, text=_digest_line(record)))
-    return record
-
-
-def _may_restore(cell: Cell, bench: Bench) -> bool:
-    """Whether the cell's machine may begin from a snapshot.
-
-    Each kernel boots once in every run, so that a series which breaks the boot is seen; one whose
-    boot shows anything goes on booting. Both sides of a comparison are restored, or both boot.
-    """
-    for kit in bench.kits.values():
-        boots = [
-            record
-            for record in bench.gathered.trials
-            if record.cell.kernel_key == kit.kernel.key and not record.restored
-        ]
-        well = [record.boot_s is not None and not record.boot_splats for record in boots]
-        rig = kit.rig(memory_bytes=cell.memory_bytes, cpus=cell.cpus)
-        if not well or not all(well) or not rig.restorable(kit.shelf):
-            return False
-    return True
-
-
-def _digest_line(record: Trial) -> str:
-    if record.boot_s is None:
-        return f"did not boot ({record.end})"
-    counts = dict.fromkeys(CaseState, 0)
-    for result in record.results:
-        counts[result.state] += 1
-    began = trial.began(record.boot_s, record.restored)
-    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    ended = "" if record.end is MachineEnd.POWERED_OFF else f"; machine {record.end}"
-    return f"{said or 'no case ran'}{ended} ({record.wall_s:.0f} s, {began})"
+            machines.emit(Event(kind=EventKind.NOTE, step="suspects", text=text))
+            cells = plan.rounds(matrix, *sides, more.repeats, cases=more.cases)
+            await machines.run(cells, asked=True)
+    gathered.tested_s += machines.busy_s
 
 
 # --- the end -----------------------------------------------------------------------------------
@@ -402,20 +349,37 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
     )
 
 
+def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]:
+    """What the locks of both sides say, where they were read."""
+    archs = sorted({record.cell.arch for record in gathered.trials})
+    return tuple(
+        news(diff(stored.of_run(gathered.trials, folder, arch)), arch)
+        for arch in archs
+        if any(record.locks and record.locks.files for record in gathered.trials)
+    )
+
+
 def _record(
-    manifest: Manifest, planned: Plan, config: Config, gathered: Gathered, wall_s: float
+    manifest: Manifest,
+    planned: Plan,
+    config: Config,
+    gathered: Gathered,
+    folder: Path,
+    wall_s: float,
 ) -> RunRecord:
     make_s = sum(kernel.build_s for kernel in gathered.kernels if kernel.make_ran)
     make_s += sum(failure.build_s for failure in gathered.failures)
     guest_s = sum(record.wall_s for record in gathered.trials)
-    known = make_s + guest_s + gathered.setup_s
+    known = make_s + min(guest_s, gathered.tested_s) + gathered.setup_s
     return RunRecord(
         manifest=manifest,
         kernels=tuple(gathered.kernels),
         failures=tuple(gathered.failures),
         images=tuple(gathered.images),
         trials=tuple(gathered.trials),
-        verdict=verdict.judge(_judge_input(planned, config, gathered)),
+        verdict=verdict.judge(
+            replace(_judge_input(planned, config, gathered), locks=_lock_news(gathered, folder))
+        ),
         timing=Timing(
             wall_s=wall_s,
             make_s=make_s,

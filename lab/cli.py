@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import signal
 import sys
 from dataclasses import dataclass
@@ -20,10 +21,26 @@ from rich.console import Console
 from rich.table import Table
 
 import lab
-from lab import campaign, config, debug, desk, doctor, host, image, model
+from lab import (
+    campaign,
+    config,
+    debug,
+    desk,
+    doctor,
+    host,
+    image,
+    lockdesk,
+    model,
+    selftest,
+)
+from lab.arch import ARCHS
+from lab.arch import arch as arch_row
 from lab.config import Config
-from lab.model import ExitCode, LabError, Outcome, RunRecord, UserError
-from lab.report import html, junit, terminal
+from lab.lockgraph.diff import LockDiff
+from lab.lockgraph.focus import suggest
+from lab.model import ExitCode, LabError, Outcome, RunRecord, Side, UserError
+from lab.report import html, junit, locks, terminal
+from lab.report import selftest as selftest_report
 from lab.splat import reading
 from lab.store import Cache, write_atomically
 from lab.subject import Request
@@ -71,6 +88,15 @@ def _split(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for value in values for part in value.split(",") if part)
 
 
+def _one_arch(context: Context, given: str | None) -> str:
+    """For one machine: as given, else this host's if it is configured, else the first."""
+    if given:
+        return given
+    names = context.config.arch
+    native = [name for name in names if arch_row(name).machine == platform.machine()]
+    return (*native, *names)[0]
+
+
 # --- options that several commands share -------------------------------------------------------
 
 _kernel = click.option(
@@ -79,7 +105,12 @@ _kernel = click.option(
     help="debian:6.1, debian:6.12, a git tree (DIR or DIR@REF) or a tarball. Never written to. "
     "Default: what the series asks for, else debian:6.1.",
 )
-_arch = click.option("--arch", multiple=True, metavar="ARCH[,ARCH]", help="x86_64, arm64.")
+_arch = click.option(
+    "--arch",
+    multiple=True,
+    metavar="ARCH[,ARCH]",
+    help=f"{', '.join(ARCHS)}. Default: what lab.toml lists, else x86_64 and arm64.",
+)
 _profile = click.option(
     "--profile", metavar="NAME", help="Set of Kconfig fragments: plain, lockdep, kasan."
 )
@@ -90,6 +121,12 @@ _patch = click.option(
     "BASE..TOPIC, or a lore message-id.",
 )
 _jobs = click.option("--jobs", "-j", type=click.IntRange(1), help="Parallel make jobs.")
+_parallel = click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Machines at once. Default: as many as cores and memory carry.",
+)
 _accel = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Default: auto.")
 _json = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 
@@ -154,6 +191,7 @@ def cli(
     help="Keep the memory of a guest that panics or hangs, for lab debug.",
 )
 @_accel
+@_parallel
 @_jobs
 @_json
 @click.pass_obj
@@ -172,6 +210,7 @@ def run(
     scenario: tuple[str, ...],
     dump: bool | None,
     accel: str | None,
+    parallel: int | None,
     jobs: int | None,
     as_json: bool,
 ) -> int:
@@ -185,7 +224,7 @@ def run(
         context.config,
         top={"kernel": kernel, "arch": _split(arch), "profile": profile, "suites": _split(suite)},
         run={"repeats": repeats, "max_repeats": max_repeats, "seed": seed},
-        machine={"accel": accel, "dump": dump},
+        machine={"accel": accel, "parallel": parallel, "dump": dump},
         build={"jobs": jobs},
         faultstress={
             "duration_s": seconds,
@@ -255,7 +294,7 @@ def build(
 @cli.command()
 @_patch
 @_kernel
-@click.option("--arch", metavar="ARCH", help="x86_64 or arm64.")
+@click.option("--arch", metavar="ARCH", help="Default: what this host is.")
 @_profile
 @_accel
 @click.option("--shell", is_flag=True, help="A shell in the guest; Ctrl-] leaves it.")
@@ -290,7 +329,7 @@ def boot(
     """
     chosen = _override(
         context.config,
-        top={"kernel": kernel, "arch": (arch,) if arch else (), "profile": profile},
+        top={"kernel": kernel, "arch": (_one_arch(context, arch),), "profile": profile},
         machine={"accel": accel},
     )
     request = desk.BootRequest(
@@ -312,6 +351,71 @@ def boot(
                 request, rig, folder, progress.emit, sys.stdout.buffer, sys.stderr.buffer
             )
         return asyncio.run(coroutine)
+
+
+# --- selftest ----------------------------------------------------------------------------------
+
+
+@cli.command(name="selftest")
+@click.option(
+    "--control", multiple=True, metavar="NAME[,NAME]", help="Only these. See --list. Default: all."
+)
+@click.option("--list", "only_list", is_flag=True, help="Only say which controls there are.")
+@click.option(
+    "--controls",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Instead of the lab's own patches/controls. Series that they stand on lie beside DIR.",
+)
+@_kernel
+@_arch
+@click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
+@_accel
+@_jobs
+@_json
+@click.pass_obj
+def selftest_command(
+    context: Context,
+    control: tuple[str, ...],
+    only_list: bool,
+    folder: Path | None,
+    kernel: str | None,
+    arch: tuple[str, ...],
+    seed: int | None,
+    accel: str | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Is every planted fault caught by its detector?
+
+    Builds and runs each control of patches/controls and the kernel without it, and the kernel's
+    own crashes on demand (lkdtm). Exits with 0 if every one is caught, in its case and its time,
+    and the kernels without them stay quiet; with 1 if not; with 4 if something could not be run.
+    """
+    where = folder or selftest.PATCHES / "controls"
+    if only_list:
+        controls = selftest.choose(selftest.load(where), _split(control))
+        selftest_report.listing(controls, context.out, as_json=as_json)
+        return ExitCode.CLEAN
+    chosen = _override(
+        context.config,
+        top={"kernel": kernel, "arch": _split(arch)},
+        run={"seed": seed},
+        machine={"accel": accel},
+        build={"jobs": jobs},
+    )
+    request = selftest.Request(
+        config=chosen, names=_split(control), folder=where, command=tuple(sys.argv)
+    )
+    with context.progress() as progress:
+        record, path = asyncio.run(selftest.run(request, progress.emit))
+    code = selftest.exit_code(record)
+    if as_json:
+        click.echo(model.encode(record), nl=False)
+    else:
+        selftest_report.summary(record, path, code, context.out)
+    return code
 
 
 # --- image -------------------------------------------------------------------------------------
@@ -345,21 +449,22 @@ def image_list(context: Context, as_json: bool) -> int:
 
 
 @image_group.command(name="shell")
-@click.argument("arch", default="x86_64")
+@click.argument("arch", required=False)
 @click.option(
     "--bind", multiple=True, type=click.Path(exists=True, path_type=Path), help="Show DIR inside."
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def image_shell(
-    context: Context, arch: str, bind: tuple[Path, ...], command: tuple[str, ...]
+    context: Context, arch: str | None, bind: tuple[Path, ...], command: tuple[str, ...]
 ) -> int:
     """A shell (or COMMAND) in the userland of an image with a compiler, on a throw-away copy.
 
-    With --bind DIR, what is built in DIR runs in the guests of ARCH.
+    ARCH is this host's unless given. With --bind DIR, what is built in DIR runs in its guests.
     """
     with context.progress() as progress:
-        root = image.root_image(arch, recipe="build", cache=context.cache, emit=progress.emit)
+        name = _one_arch(context, arch)
+        root = image.root_image(name, recipe="build", cache=context.cache, emit=progress.emit)
     return image.shell(root, cache=context.cache, bind=bind, command=command)
 
 
@@ -426,6 +531,105 @@ def debug_command(
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     options = debug.options_for(expression, script, interactive=interactive)
     return host.interactive(debug.command(core, options))
+
+
+# --- locks -------------------------------------------------------------------------------------
+
+_around = click.option("--around", metavar="CLASS", help="A lock class to look at: mmap_lock.")
+_depth = click.option(
+    "--depth", type=click.IntRange(1, 5), default=1, help="Steps around it that are drawn."
+)
+_svg = click.option(
+    "--svg", type=click.Path(path_type=Path), help="Draw what is around it into this file."
+)
+_arch_of_run = click.option("--arch", metavar="ARCH", help="Of a run with several.")
+
+
+@cli.group(name="lockgraph")
+def lockgraph_group() -> None:
+    """What was locked inside of what: /proc/lockdep of a run, or of files."""
+
+
+@lockgraph_group.command(name="diff")
+@click.argument("names", nargs=-1, metavar="[RUN | BASE PATCHED]")
+@_arch_of_run
+@_around
+@_depth
+@_svg
+@_json
+@click.pass_obj
+def lockgraph_diff(
+    context: Context,
+    names: tuple[str, ...],
+    arch: str | None,
+    around: str | None,
+    depth: int,
+    svg: Path | None,
+    as_json: bool,
+) -> int:
+    """Lock dependencies that come and go: of a run (default: the newest), or of BASE and PATCHED.
+
+    BASE and PATCHED are copies of /proc/lockdep, folders with them and its neighbours, folders of
+    such folders (one for each boot), or runs; RUN:base and RUN:patched name a side.
+
+    Exits with 1 if there is a new lock cycle, with 4 if there may be one or nothing to compare.
+    """
+    if len(names) > 2:
+        raise UserError("more than two things to compare", hint="name a run, or BASE and PATCHED")
+    found = lockdesk.compare(names, context.config.paths.runs_dir, arch)
+    around = around or suggest(found.diff, found.subjects)
+    if svg is not None:
+        _draw(found.diff, around, depth, svg, every=False)
+    if as_json:
+        click.echo(model.encode(found), nl=False)
+    else:
+        locks.show_diff(found.diff, around, context.out)
+    return lockdesk.exit_code(found.diff)
+
+
+@lockgraph_group.command(name="show")
+@click.argument("name", metavar="[RUN|FILE|FOLDER]", required=False)
+@_arch_of_run
+@click.option("--side", type=click.Choice(list(Side)), default=Side.PATCHED, help="Of a run.")
+@_around
+@_depth
+@click.option("--edge", nargs=2, metavar="A B", help="Who takes B inside of A: the lock chains.")
+@_svg
+@_json
+@click.pass_obj
+def lockgraph_show(
+    context: Context,
+    name: str | None,
+    arch: str | None,
+    side: str,
+    around: str | None,
+    depth: int,
+    edge: tuple[str, str] | None,
+    svg: Path | None,
+    as_json: bool,
+) -> int:
+    """The union of one side's lock graphs; with --around, what is before and after a class."""
+    seen = lockdesk.observations(name, Side(side), context.config.paths.runs_dir, arch)
+    whole = lockdesk.union(seen)
+    if svg is not None:
+        _draw(whole, around, depth, svg, every=True)
+    if edge is not None:
+        chains = lockdesk.chains(seen, whole, *edge)
+        if as_json:
+            click.echo(model.encode(chains), nl=False)
+        else:
+            locks.show_chains(chains, context.out)
+    elif as_json:
+        click.echo(model.encode(whole), nl=False)
+    else:
+        locks.show_graph(whole, around, context.out)
+    return ExitCode.CLEAN
+
+
+def _draw(graph: LockDiff, around: str | None, depth: int, path: Path, *, every: bool) -> None:
+    if around is None:
+        raise UserError("nothing changed that could be drawn", hint="--around CLASS names a lock")
+    write_atomically(path, locks.picture(graph, around, depth=depth, every=every).encode())
 
 
 @cli.command()

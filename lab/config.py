@@ -59,6 +59,7 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     memory: str = "1G"
     boot_limit_s: float = 30.0
     silence_limit_s: float = 60.0
+    parallel: int = 0  # machines at once; 0: as many as cores and memory carry
     snapshots: bool = True  # false: every machine boots
     dump: bool = False  # keep the memory of a machine that panics or hangs
 
@@ -91,7 +92,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """All of `lab.toml`. The defaults here are the defaults of the lab."""
 
     kernel: str = ""  # "" : what the series asks for, else debian:6.1
-    arch: tuple[str, ...] = ("x86_64",)
+    arch: tuple[str, ...] = ("x86_64", "arm64")
     profile: str = "lockdep"
     suites: tuple[str, ...] = ()  # empty: what the series asks for, else boot and faultstress
     paths: Paths = Paths()
@@ -152,12 +153,15 @@ def parse(raw: str, *, file: str) -> Config:
 def _check_values(config: Config, file: str) -> None:
     """Values of the right type that make no sense."""
     size_bytes(config.machine.memory, where=f"{file}: machine.memory")
+    if not config.arch:
+        raise UserError(f"{file}: arch: none is listed", hint='write it like ["x86_64"]')
     if config.machine.accel not in ("auto", "kvm", "tcg"):
         raise UserError(
             f"{file}: machine.accel: {config.machine.accel!r}", hint="one of auto, kvm, tcg"
         )
     for name, value, least in (
         ("machine.cpus", config.machine.cpus, 1),
+        ("machine.parallel", config.machine.parallel, 0),
         ("run.repeats", config.run.repeats, 1),
         ("run.max_repeats", config.run.max_repeats, config.run.repeats),
         ("build.jobs", config.build.jobs, 0),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lab import accel, image, initramfs, kconfig, source, subject, trial
+from lab import accel, image, initramfs, kconfig, locks, source, subject, trial
 from lab.arch import arch as arch_row
 from lab.build import build
 from lab.config import Config
@@ -118,7 +118,7 @@ def prepare(request: BootRequest, emit: Emit) -> Rig:
         timeouts=limits,
         memory_bytes=config.machine.memory_bytes,
         cpus=config.machine.cpus,
-        append=request.append,
+        append=f"{locks.CMDLINE} {request.append}".strip(),  # as in a trial: one snapshot
     )
 
 

@@ -65,6 +65,8 @@ _TOOLS: tuple[Tool, ...] = (
     Tool(name="unshare", use="root images"),
     Tool(name="ccache", use="fast rebuilds"),
     Tool(name="dpkg-deb", use="kernel sources from Debian"),
+    Tool(name="dot", use="pictures of lock dependencies", required=False),
+    Tool(name="nm", use="telling lock classes apart", required=False),
     Tool(name="bwrap", use="building somebody else's patches in a sandbox", required=False),
     Tool(name="fakeroot", use="root images without being root", required=False),
 )
@@ -117,33 +119,22 @@ def _foreign(row: Arch) -> list[Check]:
         return []
     checks = [
         _tool(Tool(name=f"{row.cross}gcc", use=f"building {row.name} kernels")),
+        _tool(Tool(name=f"{row.cross}ld", use=f"building {row.name} kernels")),
         _tool(Tool(name="arch-test", use=f"{row.name} root images")),
+        _tool(Tool(name=row.emulator, use=f"{row.name} root images")),
     ]
-    libc = Path("/usr") / row.cross.rstrip("-") / "lib" / "libc.a"
-    package = f"libc6-dev-{row.debian}-cross"
-    checks.append(
-        Check(name=f"static libc for {row.name}", health=Health.OK, found=str(libc))
-        if libc.exists()
-        else Check(
-            name=f"static libc for {row.name}",
-            health=Health.MISSING,
-            found="not installed; needed for guest programs",
-            hint=f"sudo apt-get install {package}",
-            package=package,
-        )
+    libc, name = row.static_libc, f"static libc for {row.name}"
+    if libc.exists():
+        return [*checks, Check(name=name, health=Health.OK, found=str(libc))]
+    package = host.PACKAGES[str(libc)]
+    missing = Check(
+        name=name,
+        health=Health.MISSING,
+        found="not installed; needed for guest programs",
+        hint=f"sudo apt-get install {package}",
+        package=package,
     )
-    emulator = f"qemu-{row.machine}-static"
-    if shutil.which(emulator) is None:
-        checks.append(
-            Check(
-                name=emulator,
-                health=Health.MISSING,
-                found=f"not installed; needed for {row.name} root images",
-                hint="sudo apt-get install qemu-user-static",
-                package="qemu-user-static",
-            )
-        )
-    return checks
+    return [*checks, missing]
 
 
 def _headers() -> list[Check]:

@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.arch import ARCHS
 from lab.model import LabFault, UserError
 
 _LEASH = Path(__file__).with_name("leash.py")
@@ -43,9 +44,8 @@ _ENV_ALLOWED = (
     "no_proxy",
 )
 
-# Which Debian package brings a tool that the lab may call.
+# Which Debian package brings a tool that the lab may call, or a file that it needs.
 PACKAGES: dict[str, str] = {
-    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "apt-get": "apt",
     "arch-test": "arch-test",
     "bc": "bc",
@@ -54,6 +54,7 @@ PACKAGES: dict[str, str] = {
     "ccache": "ccache",
     "cpio": "cpio",
     "debugfs": "e2fsprogs",
+    "dot": "graphviz",
     "dpkg-deb": "dpkg",
     "fakeroot": "fakeroot",
     "flex": "flex",
@@ -64,16 +65,13 @@ PACKAGES: dict[str, str] = {
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
+    "nm": "binutils",
     "perl": "perl",
-    "qemu-aarch64-static": "qemu-user-static",
     "qemu-img": "qemu-utils",
-    "qemu-system-aarch64": "qemu-system-arm",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "qemu-x86_64-static": "qemu-user-static",
     "tar": "tar",
     "unshare": "util-linux",
     "xz": "xz-utils",
-    "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
+    **{name: package for row in ARCHS.values() for name, package in row.packages.items()},
 }
 # Tools that do not come from Debian, and where they do come from.
 _ELSEWHERE = {"b4": "pip install 'kernel-patch-lab[lore]'"}
@@ -137,12 +135,22 @@ def _null() -> int:
 _null_fd = -1
 
 
-def tool(name: str) -> str:
-    """The full path of a tool. Raises `UserError` that names the package it comes in."""
+def _find(name: str) -> str | None:
     path = shutil.which(name)
     if path is None and not name.startswith("/"):
         # Debian keeps mke2fs and its like out of a plain user's PATH.
         path = shutil.which(name, path="/usr/sbin:/sbin")
+    return path
+
+
+def installed(name: str) -> bool:
+    """Whether a tool, or a file by its full path, is on this machine."""
+    return Path(name).exists() if name.startswith("/") else _find(name) is not None
+
+
+def tool(name: str) -> str:
+    """The full path of a tool. Raises `UserError` that names the package it comes in."""
+    path = _find(name)
     if path is not None:
         return path
     if name in _ELSEWHERE:

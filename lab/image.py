@@ -93,7 +93,7 @@ def read_recipe(name: str, row: Arch, *, recipes: Path = RECIPES) -> Recipe:
     digest = hashlib.sha256(raw + b"\0" + _BUILD.read_bytes() + b"\0" + row.name.encode())
     recipe = Recipe(
         name=name,
-        suite=_word(table.pop("suite", None), "suite", path),
+        suite=_word(own.pop("suite", table.pop("suite", None)), "suite", path),
         variant=_word(table.pop("variant", "minbase"), "variant", path),
         packages=(
             *_words(table.pop("packages", []), "packages", path),

@@ -270,6 +270,18 @@ class MachineEnd(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LockFiles:
+    """What a kernel said of its locks at the end of a trial: gzip files in the trial's folder."""
+
+    files: tuple[str, ...]  # relative to the trial's folder; () if there are none
+    alive: bool | None  # lockdep was still on when they were read; None: not told
+    full: tuple[str, ...]  # tables of lockdep that had no room left: "lock-classes: 8191 of 8192"
+    placed: int  # lock classes that can be told apart by where their keys lie
+    duration_s: float  # what reading them cost
+    missing: str = ""  # why some or all are not there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """What one trial runs. Self-contained: with its artefacts it runs anywhere."""
 
@@ -284,6 +296,10 @@ class Cell:
     seed: int
     memory_bytes: int
     cpus: int
+    shard: int = 0  # 0-based: which part of its repeat's cases
+    shards: int = 1
+    # Files of the guest (debugfs, sysctl, sysfs) and what is written there before the first case.
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +320,7 @@ class Trial:
     lockdep_alive: bool | None = None  # None: this kernel has no lockdep
     console: str = "console.log"
     note: str = ""
+    locks: LockFiles | None = None  # None: of a lab that did not read them
     restored: bool = False  # it began from a snapshot: `boot_s` is the restore's
     dump: str = ""  # file of the trial's folder with the guest's memory; "" if none was kept
 
@@ -360,7 +377,7 @@ class CaseVerdict:
 class Finding:
     """Something the series does that the base does not; each one alone makes a run regressed."""
 
-    kind: str  # "build", "boot", "splat", "case", "compiler-warning"
+    kind: str  # "build", "boot", "splat", "lock-cycle", "case", "compiler-warning"
     title: str
     detail: str
     arch: str
@@ -427,6 +444,32 @@ class Timing:
     other_s: float  # the lab itself
 
 
+class PrefixState(StrEnum):
+    """How far the kernel with the first patches of a series got."""
+
+    PASSED = "passed"
+    BROKEN = "broken"
+    UNKNOWN = "unknown"  # not built, not booted, or a result was lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixResult:
+    """The source with the first `number` patches, on one architecture."""
+
+    number: int  # 1-based
+    patch: str  # name of the last one
+    subject: str
+    arch: str
+    state: PrefixState
+    build_s: float  # 0.0: from the cache
+    compiled: int
+    boot_s: float | None
+    broken: str = ""  # "build" | "warning" | "boot" | "case" | "splat"; "" if it is not
+    reason: str = ""
+    warnings: tuple[Diagnostic, ...] = ()  # new ones in files that the patches so far touch
+    log: str = ""  # build log or console
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A finished run, whole."""
@@ -439,6 +482,63 @@ class RunRecord:
     verdict: Verdict
     timing: Timing
     finished: str
+    prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch: empty if it was not asked for
+
+
+# --- selftest ----------------------------------------------------------------------------------
+
+
+class Grade(StrEnum):
+    """What a planted fault, or the clean kernel beside it, says about the lab's detectors."""
+
+    CAUGHT = "caught"
+    MISSED = "missed"  # by its detector, within its time, in its case
+    QUIET = "quiet"  # a clean kernel in which nothing fired
+    NOISY = "noisy"  # a clean kernel in which something did
+    INCONCLUSIVE = "inconclusive"  # it could not be built, booted or run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlResult:
+    """One planted fault, or (QUIET, NOISY) what ran for it on the kernel without it."""
+
+    name: str
+    title: str
+    on: str  # the series it stands on, or "base"
+    profile: str
+    arch: str
+    expect: tuple[str, ...]
+    grade: Grade
+    reason: str  # in one sentence
+    detector: str = ""  # what caught it, one of `expect`
+    case: str = ""  # that it was charged to
+    said: str = ""  # the splat's title, or the case's message
+    within_s: float = 0.0  # of guest time, boots not counted: an upper bound
+    limit_s: float = 0.0
+    tries: int = 0
+    also: tuple[str, ...] = ()  # titles of other splats
+    build_s: float = 0.0  # 0.0: from the cache
+    kernel_key: str = ""
+    trials: tuple[str, ...] = ()  # folders
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelftestRecord:
+    """A finished selftest, whole."""
+
+    run: str
+    created: str
+    finished: str
+    lab_version: str
+    command: tuple[str, ...]
+    digest: str  # of all that it depends on
+    archs: tuple[str, ...]
+    seed: int
+    results: tuple[ControlResult, ...]
+    kernels: tuple[Kernel, ...]
+    failures: tuple[BuildFailure, ...]
+    trials: tuple[Trial, ...]
+    wall_s: float
 
 
 # --- JSON --------------------------------------------------------------------------------------

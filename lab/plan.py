@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
 
 from lab import model
 from lab.model import Cell, Kernel, Side
+
+_NEARLY = 1.05  # an end so little later is worth every boot that it saves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,87 @@ def remaining(cell: Cell, reported: Sequence[str]) -> Cell | None:
     """The cell of what `reported` leaves over, for a fresh machine; None if nothing is left."""
     left = tuple(case for case in cell.cases if case not in set(reported))
     return replace(cell, cases=left) if left else None
+
+
+def apart(cell: Cell, alone: Sequence[str], *, keep: bool) -> tuple[Cell, ...]:
+    """The cell without the cases `alone`; with `keep`, each of these in a cell of its own."""
+    if not alone or (keep and len(cell.cases) == 1):
+        return (cell,)
+    shared = tuple(case for case in cell.cases if case not in set(alone))
+    parts = ([shared] if shared else []) + ([(case,) for case in alone] if keep else [])
+    return tuple(_part(cell, part, number, len(parts)) for number, part in enumerate(parts))
+
+
+def _part(cell: Cell, cases: tuple[str, ...], number: int, parts: int) -> Cell:
+    """One of `parts` of a cell; parts of parts are told apart too."""
+    if parts == 1:
+        return replace(cell, cases=cases)
+    return replace(cell, cases=cases, shard=cell.shard * parts + number, shards=cell.shards * parts)
+
+
+# --- several machines at once ------------------------------------------------------------------
+
+
+def costs(planned: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:
+    """How long each planned case may take: as measured before, else in proportion to its limit.
+
+    `planned` has each case's time limit. Only ratios matter to whoever splits.
+    """
+    known = [measured[name] / limit_s for name, limit_s in planned.items() if name in measured]
+    share = sum(known) / len(known) if known else 1.0
+    return {name: measured.get(name, limit_s * share) for name, limit_s in planned.items()}
+
+
+def split(cell: Cell, shards: int, costs: Mapping[str, float]) -> tuple[Cell, ...]:
+    """The cell's cases over at most `shards` cells: longest first, each to the shortest so far.
+
+    Within a shard the cases keep their order. The shards come longest first.
+    """
+    shards = min(shards, len(cell.cases))
+    if shards < 2:
+        return (cell,)
+    loads: list[tuple[float, list[str]]] = [(0.0, []) for _ in range(shards)]
+    for case in sorted(cell.cases, key=lambda case: -costs.get(case, 0.0)):
+        shortest = min(range(shards), key=lambda number: loads[number][0])
+        load_s, cases = loads[shortest]
+        # A case that costs nothing still fills a place: else all such go to one shard.
+        loads[shortest] = (load_s + max(costs.get(case, 0.0), 1e-6), [*cases, case])
+    loads.sort(key=lambda load: -load[0])
+    order = {case: number for number, case in enumerate(cell.cases)}
+    return tuple(
+        _part(cell, tuple(sorted(cases, key=order.__getitem__)), number, shards)
+        for number, (_, cases) in enumerate(loads)
+    )
+
+
+def spread(cells: Sequence[Cell], shards: int, costs: Mapping[str, float]) -> tuple[Cell, ...]:
+    """Every cell in `shards`, those of the two sides of a repeat in turn.
+
+    Machines that take the next cell whenever they are free then carry both sides at any time, and
+    whatever loads the host meets both alike.
+    """
+    order: list[Cell] = []
+    for _, group in groupby(cells, key=lambda cell: cell.repeat):
+        parts = [split(cell, shards, costs) for cell in group]
+        for same in zip_longest(*parts):
+            order += [part for part in same if part is not None]
+    return tuple(order)
+
+
+def shard_count(cells: int, *, machines: int, cases: int, work_s: float, boot_s: float) -> int:
+    """Into how many shards to split each of `cells` so that all are done soonest, or nearly so.
+
+    Every shard costs a boot; too few leave machines idle at the end.
+    """
+    if machines < 2 or not cells:
+        return 1
+
+    def makespan_s(shards: int) -> float:
+        return -(-cells * shards // machines) * (work_s / shards + boot_s)
+
+    choices = range(1, min(machines, cases) + 1)
+    soonest_s = min(map(makespan_s, choices))
+    return next(shards for shards in choices if makespan_s(shards) <= soonest_s * _NEARLY)
 
 
 def digest(cell: Cell) -> str:

@@ -30,6 +30,8 @@ from pathlib import Path
 
 from lab.model import LabFault
 
+_STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
+
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
@@ -64,6 +66,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def sweep_temporaries(folder: Path, *, older_than_s: float = 0.0) -> None:
+    """Remove what `write_atomically` left in `folder` itself where its process was killed.
+
+    The caller holds the folder's lock, or names an age at which no writer can be alive.
+    """
+    for path in folder.glob(".*.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -129,6 +142,8 @@ class Cache:
     def sweep(self) -> int:
         """Remove what dead labs left in staging/. Returns how many folders."""
         swept = 0
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            sweep_temporaries(folder, older_than_s=_STALE_S)
         for lock in self.sub("staging").glob("*.lock"):
             with lock.open("a") as stream:
                 try:

@@ -5,10 +5,12 @@ Everything that `lab run`, `lab build` and `lab boot` have in common before a ma
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import build, host, intake, kconfig, source
+from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.kconfig import Fragment
@@ -91,10 +93,29 @@ def take(request: Request, cache: Cache, emit: Emit) -> Subject:
 
 
 def check_tools(config: Config) -> None:
-    """Raises `UserError` for a missing program: better now than after minutes of compiling."""
-    for name in config.arch:
-        for needed in (arch_row(name).qemu, *_NEEDED_TOOLS):
-            host.tool(needed)
+    """Raises `UserError` for missing programs: better now than after minutes of compiling."""
+    for needed in _NEEDED_TOOLS:
+        host.tool(needed)
+    for row in map(arch_row, config.arch):
+        missing = missing_tools(row)
+        if not missing:
+            continue
+        packages = " ".join(sorted({host.PACKAGES[name] for name in missing}))
+        others = ",".join(name for name in config.arch if arch_row(name) is not row)
+        narrow = f", or leave {row.name} out: --arch {others}" if others else ""
+        raise UserError(
+            f"{row.name} needs what is not installed: {', '.join(missing)}",
+            hint=f"sudo apt-get install {packages}{narrow}",
+        )
+
+
+def missing_tools(row: Arch) -> tuple[str, ...]:
+    """Programs and files that an architecture needs on this host, and that are not there."""
+    wanted = [row.qemu]
+    if platform.machine() != row.machine:
+        wanted += [f"{row.cross}gcc", f"{row.cross}ld", "arch-test", row.emulator]
+        wanted.append(str(row.static_libc))
+    return tuple(name for name in wanted if not host.installed(name))
 
 
 def make_plan(subject: Subject, config: Config) -> Plan:
@@ -103,7 +124,7 @@ def make_plan(subject: Subject, config: Config) -> Plan:
     suites = registry.find(names)
     options = suite_options(config)
     cases = tuple(case for suite in suites for case in suite.plan(options))
-    archs = tuple(arch_row(name).name for name in config.arch)
+    archs = tuple(dict.fromkeys(arch_row(name).name for name in config.arch))
     own = own_fragments(config)
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]] = {}
     for name in archs:
@@ -244,12 +265,16 @@ def _where_present(text: str) -> Fragment:
     return Fragment(name="series.toml", text="\n".join(lines) + "\n")
 
 
-def timeouts(config: Config, accelerator: Accelerator, *, work_s: float) -> Timeouts:
+def timeouts(
+    config: Config, accelerator: Accelerator, *, work_s: float, crowding: float = 1.0
+) -> Timeouts:
     """Limits that stretch with the measured speed; `work_s` is what the cases may take.
+
+    `crowding` says by how much machines that share cores are slower than one alone.
 
     Generous, because a limit that strikes a healthy guest costs more than a late one.
     """
-    slower = max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S)
+    slower = max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S) * crowding
     return Timeouts(
         boot_s=config.machine.boot_limit_s * slower,
         silence_s=config.machine.silence_limit_s * slower,

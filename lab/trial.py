@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import model
+from lab import locks, model
 from lab.guest import Down, Exited, Guest
 from lab.machine import Timeouts
 from lab.model import (
@@ -26,6 +26,7 @@ from lab.model import (
     EventKind,
     Kernel,
     LabFault,
+    LockFiles,
     MachineEnd,
     RootImage,
     Splat,
@@ -35,12 +36,15 @@ from lab.rig import Rig
 from lab.snapshot import Shelf
 from lab.splat import taint
 from lab.splat.detector import Detector
+from lab.splat.kinds import Kind
 from lab.store import write_atomically
 from lab.suites.protocol import PlannedCase, Suite
 
 PROBE = Path(__file__).parent.parent / "images" / "guest" / "probe.sh"
 _MARK_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 30.0
+# What belongs to a report follows it: other tasks' stacks, the oops after a KASAN report.
+_LAST_WORDS_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,10 @@ class Kit:
     suites: tuple[Suite, ...]
     cases: Mapping[str, PlannedCase]
     scratch_bytes: int
+    # A splat after which there is nothing more to learn: the case ends as failed, the machine goes.
+    enough: Callable[[Splat], bool] | None = None
     shelf: Shelf | None = None  # None: every machine boots
+    restore: bool = False  # begin from a snapshot of the kernel, if there is one that works
     dump: bool = False  # keep the memory of a machine that panics or hangs
 
     def rig(self, *, memory_bytes: int, cpus: int) -> Rig:
@@ -69,6 +76,7 @@ class Kit:
             memory_bytes=memory_bytes,
             cpus=cpus,
             scratch_bytes=self.scratch_bytes,
+            append=locks.CMDLINE,
             dump=self.dump,
         )
 
@@ -82,6 +90,8 @@ class Console:
     line: int = 0
     marks: dict[str, int] = field(default_factory=dict)  # mark -> line
     grown: asyncio.Event = field(default_factory=asyncio.Event)
+    enough: Callable[[Splat], bool] | None = None
+    seen_enough: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_line(self, number: int, text: str) -> None:
         self.line = number
@@ -89,7 +99,10 @@ class Console:
         if found:
             self.marks[mark.strip()] = number
             self.grown.set()
-        self.splats += self.detector.feed(text)
+        splats = self.detector.feed(text)
+        self.splats += splats
+        if self.enough is not None and any(map(self.enough, splats)):
+            self.seen_enough.set()
 
     async def wait_mark(self, mark: str) -> bool:
         """Whether the console showed `mark` in time: all that came before it is then here."""
@@ -119,20 +132,22 @@ class Progress:
     health: Health | None = None
     vmstat: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    locks: LockFiles = field(
+        default_factory=lambda: locks.none("the machine ended before its locks were read")
+    )
 
 
-async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit, *, restore: bool = False) -> Trial:
+async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     """Run the cell's cases in one machine, until they are done or the machine is.
 
-    With `restore` it begins from a snapshot of its kernel, if the shelf has one that works. A
-    healthy machine that booted leaves one there.
+    A healthy machine that booted leaves a snapshot on the kit's shelf.
 
     Cases that the machine did not get to are absent from the results: the caller decides whether
     a fresh machine takes them up (`plan.remaining`). The record is on disk when this returns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    console, progress = Console(), Progress()
+    console, progress = Console(enough=kit.enough), Progress()
     rig = kit.rig(memory_bytes=cell.memory_bytes, cpus=cell.cpus)
 
     def note(text: str) -> None:
@@ -141,7 +156,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit, *, restore: bool =
 
     began = time.monotonic()
     async with rig.machine(
-        folder, shelf=kit.shelf, restore=restore, note=note, on_line=console.on_line
+        folder, shelf=kit.shelf, restore=kit.restore, note=note, on_line=console.on_line
     ) as box:
         health = None if box.guest is None else await probe(box.guest, console, "boot")
         if isinstance(health, Health):
@@ -151,7 +166,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit, *, restore: bool =
                 if unsaved:
                     note(f"no snapshot: {unsaved}")
             assert box.guest is not None
-            await _use(cell, kit, box.guest, console, progress, emit)
+            await _use(cell, kit, box.guest, console, progress, emit, folder)
     wall_s = time.monotonic() - began
     console.splats += console.detector.finish()
     results, others = _charge(progress, console)
@@ -169,6 +184,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit, *, restore: bool =
         vmstat=progress.vmstat,
         lockdep_alive=progress.health.lockdep_alive if progress.health else None,
         note="; ".join([*progress.notes, *([box.detail] if box.detail else [])]),
+        locks=progress.locks,
         restored=box.restored,
         dump=box.dump.name if box.dump else "",
     )
@@ -177,11 +193,23 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit, *, restore: bool =
 
 
 async def _use(
-    cell: Cell, kit: Kit, guest: Guest, console: Console, progress: Progress, emit: Emit
+    cell: Cell,
+    kit: Kit,
+    guest: Guest,
+    console: Console,
+    progress: Progress,
+    emit: Emit,
+    folder: Path,
 ) -> None:
     """Run the cases one after the other, with a look at the kernel's health after each."""
     health = progress.health
     assert health is not None
+    if health.lockdep_alive is not None:
+        await locks.start(guest)
+    refused = await _set(cell.settings, guest)
+    if refused:
+        progress.notes.append(refused)
+        return
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
     for number, name in enumerate(cell.cases):
@@ -195,7 +223,10 @@ async def _use(
             )
         )
         progress.begun[name] = console.line + 1
-        result = await suite.run(guest, kit.cases[name], cell.seed)
+        result = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
+        if console.seen_enough.is_set() and not isinstance(result, Down):
+            progress.results.append(result)
+            return
         if isinstance(result, Down):
             progress.results.append(_down(name, result))
             return
@@ -211,6 +242,53 @@ async def _use(
             progress.notes.append(f"lockdep switched itself off in {name}; the rest runs afresh")
             break
     progress.vmstat = await _vmstat(guest)
+    if health.lockdep_alive is None:
+        progress.locks = locks.none("this kernel has no lockdep")
+    else:
+        progress.locks = await locks.collect(guest, kit.kernel.vmlinux, folder)
+
+
+async def _unless_enough(
+    running: Awaitable[CaseResult | Down], name: str, console: Console
+) -> CaseResult | Down:
+    """The case's own result, or a failure as soon as the console has shown enough."""
+    began = time.monotonic()
+    case = asyncio.ensure_future(running)
+    seen = asyncio.ensure_future(console.seen_enough.wait())
+    try:
+        await asyncio.wait((case, seen), return_when=asyncio.FIRST_COMPLETED)
+        if seen.done() and not case.done():
+            duration_s = time.monotonic() - began
+            await asyncio.wait((case,), timeout=_LAST_WORDS_S)
+            if not case.done():
+                return CaseResult(
+                    name=name,
+                    state=CaseState.FAILED,
+                    duration_s=duration_s,
+                    message="ended by the lab: its console had shown enough",
+                )
+        return await case
+    finally:
+        for task in (case, seen):
+            task.cancel()
+        await asyncio.wait((case, seen))
+
+
+async def _set(settings: Mapping[str, str], guest: Guest) -> str:
+    """Write each value into its file; why one could not be, or ""."""
+    for path, value in settings.items():
+        answer = await guest.run(
+            ["/bin/sh", "-c", 'printf "%s\n" "$2" >"$1"', "sh", path, value],
+            timeout_s=_PROBE_LIMIT_S,
+        )
+        if isinstance(answer, Exited) and answer.status == 0:
+            continue
+        if isinstance(answer, Down):
+            said = f"machine {answer.end}"
+        else:
+            said = answer.stderr.decode("utf-8", "replace").strip() or "no answer"
+        return f"the setting {path} = {value} could not be made: {said}"
+    return ""
 
 
 async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
@@ -235,9 +313,10 @@ async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
             f"{answer.stderr.decode('utf-8', 'replace').strip()}"
         )
     await console.wait_mark(mark)
-    locks = words.get("debug_locks")
+    debug_locks = words.get("debug_locks")
     return Health(
-        taint=int(words["taint"]), lockdep_alive=None if locks is None else locks.strip() == "1"
+        taint=int(words["taint"]),
+        lockdep_alive=None if debug_locks is None else debug_locks.strip() == "1",
     )
 
 
@@ -260,12 +339,17 @@ def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResul
     """The result, doubted where the kernel's state says so."""
     if result.state is CaseState.PASSED and before.lockdep_alive is False:
         return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
+    if result.state is CaseState.PASSED and before.lockdep_alive and not after.lockdep_alive:
+        # A report, if there is one, says more: it is charged to the case later.
+        message = "lockdep switched itself off while it ran, and no report was found that says why"
+        result = replace(result, state=CaseState.UNCOVERED, message=message)
     if after.taint != before.taint:
         letters = taint.letters(after.taint & ~before.taint)
         message = f"the kernel became tainted ({letters})"
         joined = f"{result.message}; {message}" if result.message else message
         # A taint needs a report beside it; until one is found it is a missed splat.
-        state = CaseState.FAILED if result.state is CaseState.PASSED else result.state
+        ended_well = result.state in (CaseState.PASSED, CaseState.UNCOVERED)
+        state = CaseState.FAILED if ended_well else result.state
         return replace(result, state=state, message=joined)
     return result
 
@@ -282,11 +366,19 @@ def _charge(
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
         rest = [splat for splat in rest if splat not in mine]
         if mine and result.state in (CaseState.PASSED, CaseState.UNCOVERED):
-            result = replace(
-                result, state=CaseState.FAILED, message=f"ended well, but: {mine[0].title}"
-            )
+            result = _doubted(result, mine)
         charged.append(replace(result, splats=mine))
     return tuple(charged), tuple(rest)
+
+
+def _doubted(result: CaseResult, splats: tuple[Splat, ...]) -> CaseResult:
+    """A result that would be good but for the reports that its case brought about."""
+    bugs = [splat for splat in splats if splat.kind != Kind.LOCKDEP_LIMIT]
+    if bugs:
+        return replace(result, state=CaseState.FAILED, message=f"ended well, but: {bugs[0].title}")
+    # No fault of the kernel's: lockdep gave up, and what came after was not checked.
+    message = f"lockdep ran out of room while it ran: {splats[0].title}"
+    return replace(result, state=CaseState.UNCOVERED, message=message)
 
 
 async def _vmstat(guest: Guest) -> dict[str, int]:
@@ -300,7 +392,8 @@ async def _vmstat(guest: Guest) -> dict[str, int]:
 
 def step_name(cell: Cell) -> str:
     """The step of progress that this cell's events belong to."""
-    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}"
+    part = f" {cell.shard + 1}/{cell.shards}" if cell.shards > 1 else ""
+    return f"test {cell.side} {cell.arch} #{cell.repeat + 1}{part}"
 
 
 def began(boot_s: float | None, restored: bool) -> str:

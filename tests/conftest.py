@@ -54,11 +54,12 @@ MakeLab = Callable[..., Lab]
 
 @pytest.fixture
 def make_lab(tmp_path: Path) -> MakeLab:
-    """A `Lab`; the keyword `toml` is the text of its lab.toml."""
+    """A `Lab`; `toml` is the text of its lab.toml. One architecture unless it names others: most
+    of what there is to test is the same on each."""
 
     def make(toml: str = "") -> Lab:
         config = tmp_path / "lab.toml"
-        config.write_text(toml)
+        config.write_text(toml if "arch = " in toml else f'arch = ["x86_64"]\n{toml}')
         return Lab(runs=tmp_path / "runs", config=config)
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -122,8 +123,21 @@ def test_a_missing_qemu_is_told_before_anything_is_done(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     done = lab("--cache", cache, "run", "--patch", SERIES / "warns", env=env)
     assert done.returncode == ExitCode.USAGE
-    assert "qemu-system-x86_64 is not installed" in done.stderr
+    assert "x86_64 needs what is not installed: qemu-system-x86_64" in done.stderr
+    assert "sudo apt-get install qemu-system-x86" in done.stderr
     assert "apt-get install qemu-system-x86" in done.stderr
+    assert not (cache / "sources").exists()
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="arm64 is no foreign architecture here")
+def test_a_missing_cross_compiler_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    env = {"PATH": path_without("aarch64-linux-gnu-gcc", tmp_path)}
+    cache = tmp_path / "cache"
+    done = lab("--cache", cache, "run", "--patch", SERIES / "warns", env=env)
+    assert done.returncode == ExitCode.USAGE
+    assert "arm64 needs what is not installed: aarch64-linux-gnu-gcc" in done.stderr
+    assert "sudo apt-get install gcc-aarch64-linux-gnu" in done.stderr
+    assert "--arch x86_64" in done.stderr
     assert not (cache / "sources").exists()
 
 

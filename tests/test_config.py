@@ -36,6 +36,8 @@ def test_values_arrive() -> None:
         ("machine = 3", "machine is a table", "[machine]"),
         ("[machine]\ncpus = 'two'", "machine.cpus: Expected `int`", ""),
         ("[machine]\ncpus = 0", "machine.cpus: 0 is below 1", ""),
+        ("[machine]\nparallel = -1", "machine.parallel: -1 is below 0", ""),
+        ("arch = []", "arch: none is listed", "x86_64"),
         ("[machine]\nmemory = 'lots'", "'lots' is not a size", "512M"),
         ("[machine]\naccel = 'warp'", "machine.accel: 'warp'", "kvm"),
         ("[run]\nrepeats = 17", "run.max_repeats: 16 is below 17", ""),

@@ -87,6 +87,12 @@ def test_an_architecture_adds_its_packages(tmp_path: Path) -> None:
     assert arm.packages == ("bash", "kmod")
 
 
+def test_an_architecture_may_have_a_suite_of_its_own(tmp_path: Path) -> None:
+    recipes = recipe_file(tmp_path / "r", LEAST + '[arch.arm64]\nsuite = "trixie"\n')
+    assert image.read_recipe("own", AMD64, recipes=recipes).suite == "bookworm"
+    assert image.read_recipe("own", arch_row("arm64"), recipes=recipes).suite == "trixie"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

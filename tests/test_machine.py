@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from lab import initramfs, machine
+from lab.arch import ARCHS
 from lab.console import Console
 from lab.guest import Down, Exited, Refused, TimedOut
 from lab.machine import Disk, MachineSpec, Timeouts, dump
@@ -54,7 +55,7 @@ def a_spec(arch: str = "x86_64", accelerator: Accelerator = TCG) -> MachineSpec:
 # --- pure --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ["x86_64", "arm64"])
+@pytest.mark.parametrize("arch", sorted(ARCHS))
 @pytest.mark.parametrize(("accel", "cpu"), [("tcg", "max"), ("kvm", "host")])
 def test_argv(arch: str, accel: str, cpu: str) -> None:
     spec = a_spec(arch, Accelerator(name=accel, cpu=cpu, boot_s=1.0))

@@ -599,3 +599,27 @@ def test_the_longest_text_of_a_splat_is_shown() -> None:
 )
 def test_span(seconds: float, text: str) -> None:
     assert view.span(seconds) == text
+
+
+def test_machines_at_once_get_lanes_of_their_own() -> None:
+    def at(second: int, side: Side, shard: int) -> Trial:
+        of = replace(records.cell(side, 0), shard=shard, shards=2)
+        trial = records.trial(of)
+        return replace(trial, started=f"2026-03-14T09:30:{second:02}+00:00", wall_s=20.0)
+
+    record = records.clean()
+    trials = (
+        at(0, Side.BASE, 0),
+        at(5, Side.BASE, 1),
+        at(21, Side.BASE, 0),
+        at(0, Side.PATCHED, 0),
+    )
+    timeline = view.timeline(replace(record, trials=trials))
+    assert timeline is not None
+    assert [side for _, side in timeline.lanes] == [Side.BASE, Side.BASE, Side.PATCHED]
+    assert sorted((bar.trial.started[-8:-6], bar.lane) for bar in timeline.bars) == [
+        ("00", 0),
+        ("00", 2),
+        ("05", 1),
+        ("21", 0),
+    ]

@@ -193,19 +193,32 @@ def test_an_interrupt_leaves_nothing_and_says_how_to_go_on(
     make_lab: MakeLab, processes_of: Callable[[str], Sequence[int]]
 ) -> None:
     lab = make_lab(SHORT)
-    argv = lab.argv("run", "--patch", SERIES / "warns")
+    argv = lab.argv("run", "--patch", SERIES / "warns", "--parallel", "2")
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     for line in process.stderr:
-        if b"test " in line:
+        if b"test patched" in line:  # the second of two machines
             break
     time.sleep(2)
+    assert len(processes_of(str(lab.runs))) > 2
     process.send_signal(signal.SIGINT)
     said = process.stderr.read()
     assert process.wait(timeout=20) == 130
     process.stderr.close()
     assert b"interrupted" in said
     assert not processes_of(str(lab.runs))
+
+
+def test_two_machines_at_once_share_the_cases_of_a_run(make_lab: MakeLab) -> None:
+    lab = make_lab(SHORT.replace('["truncate"]', '["truncate", "munmap"]'))
+    lab("run", "--patch", ROOT / "patches/demo", "--parallel", "4", expect=0)
+    record = record_of(lab)
+    planned = sorted(record["manifest"]["cases"])
+    for side in ("base", "patched"):
+        cells = [t["cell"] for t in record["trials"] if t["cell"]["side"] == side]
+        assert len(cells) == 2, "two cells on four machines: two shards each"
+        assert sorted(case for cell in cells for case in cell["cases"]) == planned
+        assert set.union(*states(record, side).values()) == {"passed"}
 
 
 def test_the_runs_folder_holds_what_can_be_argued_with(make_lab: MakeLab) -> None:

@@ -16,7 +16,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include "faultstress/change.h"
+#include "faultstress/beside.h"
+#include "faultstress/frozen.h"
 
 static const struct scenario scenarios[] = {
 	{ .name = "munmap", .step = step_munmap, .wants_segv = true,
@@ -40,6 +41,34 @@ static const struct scenario scenarios[] = {
 	  .checks = "munmap, mapfixed, mprotect, mremap and dontneed on the same slots" },
 	{ .name = "gup", .step = step_mixed, .wants_segv = true, .peeks = true,
 	  .checks = "the same where the kernel reads the pages for a system call" },
+	{ .name = "procmem", .step = step_procmem, .wants_segv = true, .peeks = true, .mem = true,
+	  .prepare = prepare_mem, .extra = "pokes",
+	  .checks = "the same by way of /proc/self/mem, where a fault cannot be retried" },
+	{ .name = "odirect", .step = step_mixed, .wants_segv = true, .direct = true,
+	  .extra = "transfers", .checks = "the same where the device reads the pages (O_DIRECT)" },
+	{ .name = "pagetables", .step = step_pagetables, .wants_segv = true, .far = true,
+	  .checks = "the same mapping again over a page table that went with the old one" },
+	{ .name = "reopen", .step = step_munmap, .wants_segv = true, .reopens = true,
+	  .checks = "munmap, where the mapping holds the only reference to its file" },
+	{ .name = "umount", .step = step_umount, .wants_segv = true, .extra = "umounts",
+	  .checks = "a mount is not busy once what was mapped from it is unmapped" },
+	{ .name = "freeze", .step = step_freeze, .extra = "freezes",
+	  .checks = "nothing changes between freeze and thaw" },
+	{ .name = "frozen", .step = step_frozen, .extra = "sleepers",
+	  .checks = "others map and unmap, and free it, while a fault sleeps until the thaw" },
+	{ .name = "mlock", .step = step_mlock, .wants_segv = true, .extra = "locks",
+	  .checks = "locked pages are resident, and go with their mapping" },
+	{ .name = "userfaultfd", .step = step_uffd, .wants_segv = true, .prepare = prepare_uffd,
+	  .help = help_uffd, .extra = "userfaults",
+	  .checks = "munmap beside faults that user space resolves" },
+	{ .name = "khugepaged", .step = step_khugepaged, .whole_files = true, .far = true,
+	  .pages = 512, .prepare = prepare_huge, .extra = "collapses",
+	  .checks = "content stays where a huge page replaces a page table" },
+	{ .name = "memcg", .step = step_memcg, .wants_segv = true, .pages = 1536,
+	  .prepare = prepare_memcg, .extra = "reclaims",
+	  .checks = "mixed, in a memory cgroup that is always full" },
+	{ .name = "exit", .step = step_exit, .extra = "exits",
+	  .checks = "processes end with faults in flight" },
 };
 
 #define NR_SCENARIOS (sizeof(scenarios) / sizeof(*scenarios))
@@ -53,6 +82,7 @@ static const char * const sabotages[] = {
 
 static const char * const call_names[NR_CALLS] = {
 	"munmap", "mmap", "mprotect", "ftruncate", "mremap", "madvise", "fallocate", "fork",
+	"mlock", "freeze", "thaw", "frozen_pair", "umount", "collapse", "exit",
 };
 
 /* Starting the threads alone takes up to a hundred. */
@@ -105,8 +135,17 @@ static void step_fault(void)
 			return;
 		}
 	}
+	if (world->options.scenario->mem && !pick(4)) {
+		self->op = "poke";
+		poke(&a);
+	}
+	if (world->options.scenario->direct && !pick(4)) {
+		self->op = "O_DIRECT";
+		attempt_direct(&a);
+		return;
+	}
 	if (world->options.scenario->peeks && pick(2)) {
-		self->op = "process_vm_readv";
+		self->op = "peek";
 		attempt_peek(&a);
 	} else {
 		self->op = "read";
@@ -187,7 +226,7 @@ static void step_clean(void)
 
 static void *thread_main(void *argument)
 {
-	static const char * const names[] = { "fs-fault", "fs-change", "fs-clean" };
+	static const char * const names[] = { "fs-fault", "fs-change", "fs-clean", "fs-help" };
 	char name[16];
 
 	self = argument;
@@ -204,6 +243,8 @@ static void *thread_main(void *argument)
 			step_fault();
 		else if (self->role == ROLE_CHANGE)
 			world->options.scenario->step();
+		else if (self->role == ROLE_HELP)
+			world->options.scenario->help();
 		else
 			step_clean();
 		__atomic_store_n(&self->beat, self->beat + 1, __ATOMIC_RELAXED);
@@ -218,7 +259,7 @@ static void threads_start(void)
 	u32 changers = world->options.threads > 4 ? world->options.threads / 4 : 1;
 	pthread_attr_t attr;
 
-	world->nr_threads = world->options.threads + 1;
+	world->nr_threads = world->options.threads + 1 + !!world->options.scenario->help;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 256 * 1024);
 	for (u32 i = 0; i < world->nr_threads; i++) {
@@ -228,7 +269,8 @@ static void threads_start(void)
 		thread->number = i;
 		thread->op = "start";
 		thread->role = i < changers ? ROLE_CHANGE :
-			       i < world->options.threads ? ROLE_FAULT : ROLE_CLEAN;
+			       i < world->options.threads ? ROLE_FAULT :
+			       i == world->options.threads ? ROLE_CLEAN : ROLE_HELP;
 		thread->random = world->options.seed * 0x2545f4914f6cdd1dull + i;
 		error = pthread_create(&thread->pthread, &attr, thread_main, thread);
 		if (error)
@@ -241,6 +283,8 @@ static void threads_start(void)
 
 static void folder_remove(void)
 {
+	char path[300];
+
 	for (u32 i = 0; i < world->nr_files; i++) {
 		if (world->file[i].witness)
 			munmap(world->file[i].witness,
@@ -250,9 +294,13 @@ static void folder_remove(void)
 		unlink(world->file[i].path);
 	}
 	if (world->area)
-		munmap(world->area, (world->nr_slots * (size_t)world->slot_pages + 2) *
-		       world->page_size);
+		munmap(world->area, world->area_bytes);
+	snprintf(path, sizeof(path), "%s/mount", world->folder);
+	if (umount2(path, MNT_DETACH) || 1)
+		rmdir(path);
 	rmdir(world->folder);
+	if (world->options.scenario->prepare == prepare_memcg)
+		leave_memcg();
 }
 
 __attribute__((noreturn)) static void environment(const char *what, int error)
@@ -297,6 +345,44 @@ static void file_make(u32 number)
 	}
 }
 
+/*
+ * One range of addresses for all slots. Side by side, so that mappings merge and split, with a guard
+ * at each end; or far from each other: then each has the page table of its addresses for itself.
+ */
+static void area_make(void)
+{
+	bool far = world->options.scenario->far;
+	size_t stride = far ? 2 * HUGE_BYTES : slot_bytes(), least = far ? HUGE_BYTES : world->page_size;
+	char *first;
+
+	world->area_bytes = world->nr_slots * stride + 2 * least;
+	world->area = mmap(NULL, world->area_bytes, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (world->area == MAP_FAILED) {
+		world->area = NULL;
+		environment("mmap", errno);
+	}
+	first = (char *)(((uintptr_t)world->area + 2 * least - 1) & ~(least - 1));
+	if (!far)
+		first = world->area + world->page_size;
+	for (u32 i = 0; i < world->nr_slots; i++)
+		world->slot[i].address = first + i * stride;
+}
+
+/* Late: while threads are made, their stacks must not come to lie there. */
+static void area_clear_between(void)
+{
+	char *from = world->area;
+
+	if (!world->options.scenario->far)
+		return;
+	for (u32 i = 0; i < world->nr_slots; i++) {
+		munmap(from, world->slot[i].address - from);
+		from = world->slot[i].address + slot_bytes();
+	}
+	munmap(from, world->area + world->area_bytes - from);
+}
+
 static void world_make(void)
 {
 	const struct scenario *scenario = world->options.scenario;
@@ -313,14 +399,9 @@ static void world_make(void)
 		file_make(i);
 	world->slot_pages = scenario->whole_files ? pages : 4;
 	world->nr_slots = scenario->whole_files ? world->nr_files : pages / world->slot_pages;
-	/* One range, slots side by side, so that mappings merge and split; a guard at each end. */
-	world->area = mmap(NULL, (world->nr_slots * (size_t)world->slot_pages + 2) *
-			   world->page_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			   -1, 0);
-	if (world->area == MAP_FAILED) {
-		world->area = NULL;
-		environment("mmap", errno);
-	}
+	if (scenario->far && !scenario->whole_files && world->nr_slots > 8)
+		world->nr_slots = 8;	/* few, so that each is changed often */
+	area_make();
 	for (u32 i = 0; i < world->nr_slots; i++) {
 		struct slot *slot = &world->slot[i];
 		struct entry entry = {
@@ -330,12 +411,8 @@ static void world_make(void)
 			.limit = pages,
 		};
 
-		slot->address = world->area + world->page_size * (1 + i * world->slot_pages);
 		slot->ring[0] = entry_pack(entry);
-		if (mmap(slot->address, slot_bytes(), PROT_READ | PROT_WRITE,
-			 MAP_SHARED | MAP_FIXED, world->file[entry.file].fd,
-			 (off_t)entry.base * world->page_size) == MAP_FAILED)
-			environment("mmap", errno);
+		slot_map(slot, entry, false);
 	}
 }
 
@@ -369,14 +446,16 @@ static const char *counters_json(char *out, size_t size)
 	counters_sum(&c);
 	snprintf(out, size, "\"reads\":%llu,\"writes\":%llu,\"swaps_lost\":%llu,\"segv\":%llu,"
 		 "\"sigbus\":%llu,\"efault\":%llu,\"zeroes\":%llu,\"peeks\":%llu,\"changes\":%llu,"
-		 "\"races\":%llu,\"cleans\":%llu,"
-		 "\"faults\":%llu,\"corruptions\":%u,\"sabotaged\":%u",
+		 "\"races\":%llu,\"cleans\":%llu,\"extras\":%llu,\"pairs_frozen\":%llu,"
+		 "\"pairs_elsewhere\":%llu,\"faults\":%llu,\"corruptions\":%u,\"sabotaged\":%u",
 		 (unsigned long long)c.reads, (unsigned long long)c.writes,
 		 (unsigned long long)c.swaps_lost, (unsigned long long)c.segv,
 		 (unsigned long long)c.sigbus, (unsigned long long)c.efault,
 		 (unsigned long long)c.zeroes, (unsigned long long)c.peeks,
 		 (unsigned long long)c.changes, (unsigned long long)c.races,
-		 (unsigned long long)c.cleans, (unsigned long long)faults_now(),
+		 (unsigned long long)c.cleans, (unsigned long long)c.extras,
+		 (unsigned long long)load(&world->pairs_frozen),
+		 (unsigned long long)load(&world->pairs_elsewhere), (unsigned long long)faults_now(),
 		 load(&world->corruptions), load(&world->sabotaged));
 	return out;
 }
@@ -437,7 +516,7 @@ static const char *missing(char *out, size_t size)
 	int used;
 
 	counters_sum(&c);
-	used = snprintf(out, size, "%s%s%s%s%s%s%s%s%s%s%s",
+	used = snprintf(out, size, "%s%s%s%s%s%s%s%s%s%s%s%s%s",
 			c.reads ? "" : " reads", c.writes ? "" : " writes",
 			c.changes ? "" : " changes", c.races ? "" : " races",
 			c.cleans ? "" : " cleans",
@@ -447,6 +526,8 @@ static const char *missing(char *out, size_t size)
 			scenario->zeroes && !c.zeroes ? " zeroes" : "",
 			/* EFAULT alone is what a kernel without process_vm_readv() would show. */
 			scenario->peeks && (!c.efault || c.peeks == c.efault) ? " peeks" : "",
+			scenario->extra && !c.extras ? " " : "",
+			scenario->extra && !c.extras ? scenario->extra : "",
 			world->options.sabotage && !load(&world->sabotaged) ? " sabotage" : "");
 	return used ? out + 1 : out;
 }
@@ -469,6 +550,7 @@ static u32 run(void)
 	char counters[600];
 	u32 hung = 0;
 
+	area_clear_between();
 	store(&go, 1);
 	while (!hung && go_on((now - began) / 1e9)) {
 		nanosleep(&tick, NULL);
@@ -681,6 +763,8 @@ static void parse(int argc, char **argv, struct options *options)
 		usage("--dir and --scenario are needed");
 	if (strlen(options->dir) > 150)
 		usage("--dir: the path is too long");
+	if (!options->pages)
+		options->pages = options->scenario->pages ? options->scenario->pages : 64;
 	options->pages -= options->pages % 4;
 	if (options->at_most_s < options->duration_s)
 		options->at_most_s = options->duration_s;
@@ -689,7 +773,7 @@ static void parse(int argc, char **argv, struct options *options)
 int main(int argc, char **argv)
 {
 	struct options options = {
-		.duration_s = 5, .hang_s = 30, .threads = 4, .pages = 64,
+		.duration_s = 5, .hang_s = 30, .threads = 4,
 	};
 	enum status status;
 	char dir[700];
@@ -705,6 +789,10 @@ int main(int argc, char **argv)
 	}
 	world->options = options;
 	world->page_size = sysconf(_SC_PAGESIZE);
+	self = &world->thread[0];
+	self->random = options.seed;
+	if (options.scenario->prepare)
+		options.scenario->prepare();
 	world_make();
 	access_init();
 	threads_start();

@@ -14,9 +14,6 @@ from lab import arch as architectures
 from lab.model import Accelerator, LabFault
 
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-# Devices that no test uses, and whose probing costs a guest time; an HPET that comes late under
-# load complains on the console.
-_WITHOUT = {"x86_64": ",sata=off,smbus=off,i8042=off,vmport=off,smm=off,hpet=off", "arm64": ""}
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")  # virtio-blk carries 20 bytes
 
 
@@ -63,13 +60,8 @@ def command_line(spec: MachineSpec) -> str:
     # A panic resets at once, and -no-reboot turns the reset into QEMU's end.
     # Without KASLR addresses in two logs can be compared, and nothing has to be relocated.
     words = [f"console={row.console}", row.cmdline, "panic=-1 nokaslr"]
-    if row.name == "x86_64" and spec.accelerator.name == "tcg":
-        # Emulated, it follows the host's clock on all CPUs. On a loaded host the watchdog takes
-        # a late tick for a bad TSC, and then each look at the clock is an access to a device.
-        words.append("tsc=reliable")
-    if row.name == "x86_64":
-        # An NMI comes from the lab alone, and only when nothing else makes a hung kernel talk.
-        words.append("unknown_nmi_panic")
+    if spec.accelerator.name == "tcg":
+        words.append(row.tcg_cmdline)
     words.append(spec.append)
     return " ".join(word for word in words if word)
 
@@ -101,7 +93,7 @@ def qemu_argv(
         *("-no-reboot", "-action", "panic=none", "-sandbox", _SANDBOX, "-nic", "none"),
         *(
             "-machine",
-            row.board + _WITHOUT[row.name],
+            row.board,
             "-accel",
             f"{spec.accelerator.name}{threads}",
         ),

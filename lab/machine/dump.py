@@ -16,9 +16,9 @@ from qemu.qmp import QMPClient, QMPError
 
 from lab import arch as architectures
 
-# By architecture. QEMU's kdump of an arm64 guest has pages of 64 KiB, at which libkdumpfile fails:
-# there it is ELF, whose empty pages are holes of the file.
-_FORMATS: Final = {"x86_64": "kdump-zlib", "arm64": "elf"}
+# The others are ELF, and its empty pages holes of the file: QEMU's kdump of an arm64 guest has
+# pages of 64 KiB, at which libkdumpfile fails.
+_KDUMP: Final = frozenset({"x86_64"})
 LIMIT_BYTES: Final = 4 << 30
 _LIMIT_S: Final = 300.0  # a guest of 1 GiB takes 3 s; a loaded host more
 _BLOCK_BYTES: Final = 4096
@@ -35,7 +35,7 @@ class DumpError(Exception):
 
 def file_name(arch: str) -> str:
     """Of a dump in a trial's folder."""
-    return "memory.elf" if _FORMATS[arch] == "elf" else "memory.kdump"
+    return "memory.kdump" if arch in _KDUMP else "memory.elf"
 
 
 async def take(qmp: QMPClient, path: Path, *, arch: str, release: str) -> str:
@@ -43,7 +43,7 @@ async def take(qmp: QMPClient, path: Path, *, arch: str, release: str) -> str:
     reader, writer = os.pipe()
     receiving = asyncio.create_task(asyncio.to_thread(_receive, reader, path, arch, release))
     try:
-        complaint = await _ask(qmp, writer, _FORMATS[arch])
+        complaint = await _ask(qmp, writer, "kdump-zlib" if arch in _KDUMP else "elf")
     finally:
         os.close(writer)  # QEMU has one of its own: when that is closed, the thread is done
     if complaint:
@@ -60,11 +60,11 @@ def _receive(reader: int, path: Path, arch: str, release: str) -> None:
     partial = path.with_suffix(".partial")
     try:
         with os.fdopen(reader, "rb") as source, partial.open("wb") as target:
-            if _FORMATS[arch] == "elf":
-                copy_sparse(source, target, LIMIT_BYTES)
-            else:
+            if arch in _KDUMP:
                 join(source, target, LIMIT_BYTES)
                 _name_system(target, arch, release)
+            else:
+                copy_sparse(source, target, LIMIT_BYTES)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lab.lockgraph import focus, svg
 from lab.model import (
     CaseResult,
     CaseState,
@@ -26,7 +27,7 @@ from lab.model import (
     Side,
     Trial,
 )
-from lab.report import view
+from lab.report import locks, view
 from lab.verdict import smallest_rate
 
 _HERE = Path(__file__).parent
@@ -61,6 +62,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         "clean": _clean,
         "percent": lambda share: f"{share * 100:.3f}%",
         "number": _number,
+        "lock": svg.short,
     }
     template = environment.get_template("run.html.j2")
     links = _Links(folder=folder)
@@ -79,6 +81,9 @@ def page(record: RunRecord, folder: Path | None) -> str:
         splats=view.splat_rows(record),
         warnings=[(arch, *view.warnings(record, arch)) for arch in record.manifest.archs],
         **_speed(record),
+        locks=locks.sections(record, folder),
+        columns=locks.COLUMNS,
+        words=focus.WORDS,
         timeline=view.timeline(record),
         shares=_shares(record),
         links=links,

@@ -27,8 +27,8 @@ from lab.model import (
     RunRecord,
     Splat,
 )
+from lab.report import locks, view
 from lab.report import progress as progress_module
-from lab.report import view
 from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
 
 __all__ = [
@@ -97,6 +97,7 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _findings(record, console)
     _cases(record, console)
     _splats(record, console)
+    _locks(record, folder, console)
     _warnings(record, console)
     _reasons(record, console)
     _ending(record, folder, console)
@@ -245,6 +246,14 @@ def _splats(record: RunRecord, console: Console) -> None:
             indent=6,
         )
         _item(console, (_console_line(row), "dim"), indent=6)
+
+
+def _locks(record: RunRecord, folder: Path, console: Console) -> None:
+    told = locks.lines(record, folder)
+    if told:
+        _heading(console, "Lock dependencies")
+    for line in told:
+        _item(console, printable(line))
 
 
 def _warnings(record: RunRecord, console: Console) -> None:

@@ -333,27 +333,40 @@ class Timeline:
 
 
 def timeline(record: RunRecord) -> Timeline | None:
-    """When each machine lived; None without machines."""
+    """When each machine lived; None without machines.
+
+    A side has a lane for as many machines as it had at once.
+    """
     if not record.trials:
         return None
-    lanes = tuple((arch, side) for arch in record.manifest.archs for side in Side)
     starts = [datetime.fromisoformat(trial.started).timestamp() for trial in record.trials]
-    first = min(starts)
-    end = max(start + trial.wall_s for start, trial in zip(starts, record.trials, strict=True))
-    length = max(end - first, 1.0)
+    lives = sorted(zip(starts, record.trials, strict=True), key=lambda life: life[0])
+    first = lives[0][0]
+    length = max(max(start + trial.wall_s for start, trial in lives) - first, 1.0)
+    free: dict[tuple[str, Side], list[float]] = {
+        (arch, side): [0.0] for arch in record.manifest.archs for side in Side
+    }
+    placed: list[tuple[tuple[str, Side], int, float, Trial]] = []
+    for start, trial in lives:
+        of = (trial.cell.arch, trial.cell.side)
+        # Starts are whole seconds: a second of overlap is none.
+        lane = next((n for n, since in enumerate(free[of]) if since <= start + 1), len(free[of]))
+        free[of][lane : lane + 1] = [start + trial.wall_s]
+        placed.append((of, lane, start, trial))
+    lanes = [(of, number) for of, ends in free.items() for number in range(len(ends))]
     bars = []
-    for start, trial in zip(starts, record.trials, strict=True):
+    for of, lane, start, trial in placed:
         boot_s = trial.wall_s if trial.boot_s is None else min(trial.boot_s, trial.wall_s)
         bars.append(
             Bar(
-                lane=lanes.index((trial.cell.arch, trial.cell.side)),
+                lane=lanes.index((of, lane)),
                 left=(start - first) / length,
                 boot=boot_s / length,
                 rest=(trial.wall_s - boot_s) / length,
                 trial=trial,
             )
         )
-    return Timeline(lanes=lanes, bars=tuple(bars), length_s=length)
+    return Timeline(lanes=tuple(of for of, _ in lanes), bars=tuple(bars), length_s=length)
 
 
 def own_share(record: RunRecord) -> float:

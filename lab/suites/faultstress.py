@@ -28,8 +28,27 @@ SCENARIOS = (
     "fork",
     "mixed",
     "gup",
+    "procmem",
+    "odirect",
+    "pagetables",
+    "reopen",
+    "umount",
+    "freeze",
+    "frozen",
+    "mlock",
+    "userfaultfd",
+    "khugepaged",
+    "memcg",
+    "exit",
 )
 DEFAULT_SCENARIOS = SCENARIOS[:4]
+# What a file system cannot do is no failure of the kernel under test.
+UNSUPPORTED = {
+    ("tmpfs", "freeze"): "tmpfs cannot be frozen",
+    ("tmpfs", "frozen"): "tmpfs cannot be frozen",
+    ("tmpfs", "odirect"): "tmpfs has no O_DIRECT",
+}
+FREEZING = ("freeze", "frozen")
 
 PROGRAM = "/lab/bin/faultstress"
 SCRATCH_SERIAL = "scratch"
@@ -134,6 +153,9 @@ class Faultstress:
     async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Down:
         began = time.monotonic()
         filesystem = FILESYSTEMS[case.filesystem]
+        scenario, duration_s, threads = case.arguments
+        if reason := UNSUPPORTED.get((case.filesystem, scenario)):
+            return CaseResult(name=case.name, state=CaseState.SKIPPED, message=reason)
         for argv in self._set_up(case.filesystem, filesystem):
             answer = await guest.run(argv, timeout_s=_SETUP_LIMIT_S)
             if isinstance(answer, Down):
@@ -141,7 +163,6 @@ class Faultstress:
             failed = _set_up_failed(case, filesystem, argv, answer)
             if failed is not None:
                 return _timed(failed, began)
-        scenario, duration_s, threads = case.arguments
         argv = (
             *(self.program, "--dir", self.mount_point, "--scenario", scenario),
             *("--duration", duration_s, "--threads", threads, "--seed", str(seed)),
@@ -151,6 +172,13 @@ class Faultstress:
         if isinstance(answer, Down):
             return answer
         result = judge(case.name, answer)
+        if scenario in FREEZING:
+            # It thaws by itself unless it died: then nothing could be unmounted.
+            thawed = await guest.run(
+                ("fsfreeze", "--unfreeze", self.mount_point), timeout_s=_SETUP_LIMIT_S
+            )
+            if isinstance(thawed, Down):
+                return thawed
         gone = await guest.run(("umount", self.mount_point), timeout_s=_SETUP_LIMIT_S)
         if isinstance(gone, Down):
             return gone

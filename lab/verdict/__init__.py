@@ -1,11 +1,14 @@
 from lab.verdict.chance import LEVEL, smallest_rate
-from lab.verdict.judge import JudgeInput, MoreRuns, judge, needs_more, suspects
+from lab.verdict.judge import JudgeInput, LockNews, MoreRuns, judge, needs_more, suspects
+from lab.verdict.observe import left_out
 
 __all__ = [
     "LEVEL",
     "JudgeInput",
+    "LockNews",
     "MoreRuns",
     "judge",
+    "left_out",
     "needs_more",
     "smallest_rate",
     "suspects",

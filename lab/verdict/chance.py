@@ -121,6 +121,7 @@ class Sample:
     base: Mapping[int, bool]  # repeat -> it failed
     patched: Mapping[int, bool]
     attempted: int  # repeats that were started, answered or not
+    screened: int | None = None  # repeats that were to raise suspicions, if fewer than planned
 
 
 class Lean(StrEnum):
@@ -245,7 +246,7 @@ def weigh(
     equal = Weighed(lean=Lean.NONE, standing=Standing.EQUAL)
     courses: list[_Course | None] = []
     for sample in samples:
-        lean, seen = suspicion(sample, repeats)
+        lean, seen = suspicion(sample, min(repeats, sample.screened or repeats))
         known = lean is not Lean.NONE
         courses.append(_course(sample, lean, seen, max_repeats, level) if known else None)
     for lean in (Lean.WORSE, Lean.BETTER):

@@ -25,10 +25,29 @@ from lab.model import (
 )
 from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
-from lab.verdict.observe import BOOT, OUTSIDE, Observed, SplatSeen, observe, tally
+from lab.verdict.observe import (
+    BOOT,
+    OUTSIDE,
+    TAKEN_DOWN,
+    Observed,
+    SplatSeen,
+    observe,
+    tally,
+)
 
+# The kind of splat by which lockdep says that it gave up for want of room (lab.splat.kinds).
+SPENT = "lockdep-limit"
 # Boots that fail, or results that get lost, this often in a row are not tried again.
 IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockNews:
+    """What the lock graphs of one architecture's trials say that a verdict must know."""
+
+    arch: str
+    cycles: tuple[tuple[str, str], ...]  # with the series only, certain: title, evidence
+    doubts: tuple[str, ...]  # reasons to look that prove nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +67,7 @@ class JudgeInput:
     level: float = LEVEL  # chance that a series which changes nothing is called regressed
     faults: tuple[str, ...] = ()  # what the lab itself could not do
     counters: tuple[str, ...] = ()  # of /proc/vmstat: each must rise on the patched side
+    locks: tuple[LockNews, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +126,17 @@ def _evidence(given: JudgeInput) -> tuple[_Arch, ...]:
         for name in given.archs
     )
     questions = [(arch, case) for arch in archs for case in dict.fromkeys((*arch.planned, BOOT))]
-    sightings = [(arch, key) for arch in archs for key in arch.observed.splats]
+    sightings = [
+        (arch, key)
+        for arch in archs
+        for key, seen in arch.observed.splats.items()
+        if seen.splat.kind != SPENT
+    ]
     samples = [arch.observed.sample(case) for arch, case in questions]
     for arch, key in sightings:
         seen = arch.observed.splats[key]
         attempted = min(arch.observed.attempted(case) for case in seen.cases)
-        samples.append(seen.sample(attempted))
+        samples.append(seen.sample(attempted, arch.observed.screened(seen.cases)))
     weighed = weigh(
         samples, repeats=given.repeats, max_repeats=given.max_repeats, level=given.level
     )
@@ -183,6 +208,11 @@ def _wanted(arch: _Arch, given: JudgeInput) -> dict[str, int]:
     return wanted
 
 
+def _planned_repeats(arch: _Arch, case: str, given: JudgeInput) -> int:
+    """Of every case; fewer of one that was left out because it takes machines down."""
+    return min(given.repeats, arch.observed.screened((case,)) or given.repeats)
+
+
 def _to_make_up(arch: _Arch, case: str, given: JudgeInput) -> int:
     """Repeats that would make up for results that got lost."""
     lacking = 0
@@ -194,7 +224,7 @@ def _to_make_up(arch: _Arch, case: str, given: JudgeInput) -> int:
         if last and all(answer.state is CaseState.SKIPPED for answer in answers.values()):
             return 0  # a skip is an answer, and will be the same again
         decided = sum(answer.failed is not None for answer in answers.values())
-        lacking = max(lacking, given.repeats - decided)
+        lacking = max(lacking, _planned_repeats(arch, case, given) - decided)
     return lacking
 
 
@@ -231,6 +261,13 @@ def judge(given: JudgeInput) -> Verdict:
         _judge_arch(arch, given, docket)
     docket.gather()
     docket.doubts += _idle_counters(given)
+    docket.doubts += _spent_lockdep(given)
+    for news in given.locks:
+        docket.findings += [
+            Finding(kind="lock-cycle", title=title, detail=detail, arch=news.arch)
+            for title, detail in news.cycles
+        ]
+        docket.doubts += [f"{news.arch}: {doubt}" for doubt in news.doubts]
     if not given.archs or not given.cases:
         docket.doubts.append("no case was planned: nothing could be shown")
     elif not docket.doubts and not any(case.base.passed for case in docket.cases):
@@ -274,16 +311,43 @@ def _idle_counters(given: JudgeInput) -> list[str]:
     return doubts
 
 
+def _spent_lockdep(given: JudgeInput) -> list[str]:
+    """Where lockdep had no room for more: what it did not check is coverage lost, no fault."""
+    doubts: list[str] = []
+    for arch in given.archs:
+        for side in Side:
+            mine = [t for t in given.trials if (t.cell.arch, t.cell.side) == (arch, side)]
+            said = [told for trial in mine if (told := _spent(trial))]
+            if said:
+                doubts.append(
+                    f"{arch}: coverage lost: lockdep ran out of room in {len(said)} of "
+                    f"{len(mine)} {side} machines ({said[0]}); CONFIG_LOCKDEP_* make it larger"
+                )
+    return doubts
+
+
+def _spent(trial: Trial) -> str:
+    splats = (*trial.boot_splats, *(splat for r in trial.results for splat in r.splats))
+    reported = [splat.title for splat in splats if splat.kind == SPENT]
+    full = list(trial.locks.full) if trial.locks else []
+    return next(iter((*reported, *full)), "")
+
+
 def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     docket.notes += arch.observed.notes
+    if out := [case for case in arch.planned if case in arch.observed.left_out]:
+        docket.notes.append(
+            f"{arch.name}: left out after {TAKEN_DOWN} crashes or hangs on one side, and run on "
+            f"its own only where the verdict needed it: {wording.listed(out)}"
+        )
     if not arch.observed.comparable:
         docket.doubts.append(f"{arch.name}: no trials of the two sides may be compared")
     _judge_builds(arch, given, docket)
     _judge_boots(arch, docket)
     for case in arch.planned:
         _judge_case(arch, case, given, docket)
-    for key, seen in arch.observed.splats.items():
-        _judge_splat(arch, seen, arch.splats[key], docket)
+    for key, weighed in arch.splats.items():
+        _judge_splat(arch, arch.observed.splats[key], weighed, docket)
 
 
 def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
@@ -385,15 +449,16 @@ def _last_words(arch: _Arch) -> tuple[str, ...]:
 
 def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> None:
     observed, weighed = arch.observed, arch.weighed[case]
+    repeats = _planned_repeats(arch, case, given)
     base, patched = (
-        tally(observed.of(side, case), repeats=given.repeats) for side in (Side.BASE, Side.PATCHED)
+        tally(observed.of(side, case), repeats=repeats) for side in (Side.BASE, Side.PATCHED)
     )
     comparison, reason, doubt = Comparison.UNKNOWN, "", True
     settled = weighed.standing is Standing.SIGNIFICANT
     if settled and weighed.lean is Lean.WORSE:
         comparison, doubt = Comparison.REGRESSED, False
         reason = f"fails in {wording.fresh_runs(weighed)}"
-    elif lost := wording.lost(observed, case, base, patched, given.repeats):
+    elif lost := wording.lost(observed, case, base, patched, repeats):
         reason, doubt = lost
     elif settled:
         comparison, doubt = Comparison.FIXED, False

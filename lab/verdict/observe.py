@@ -36,6 +36,10 @@ _FAILED = {CaseState.PASSED: False} | dict.fromkeys(FAILING, True)
 _RANK = {state: rank for rank, state in enumerate(_ORDER)}
 
 
+# A case that takes its machine down this often on one side is left out of what others share.
+TAKEN_DOWN = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What one repeat of one side said about one case."""
@@ -62,12 +66,17 @@ class SplatSeen:
     seen: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
     exposed: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
 
-    def sample(self, attempted: int) -> Sample:
+    def sample(self, attempted: int, screened: int | None) -> Sample:
         sides = {
             side: {repeat: repeat in self.seen[side] for repeat in self.exposed[side]}
             for side in Side
         }
-        return Sample(base=sides[Side.BASE], patched=sides[Side.PATCHED], attempted=attempted)
+        return Sample(
+            base=sides[Side.BASE],
+            patched=sides[Side.PATCHED],
+            attempted=attempted,
+            screened=screened,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +88,7 @@ class Observed:
     splats: Mapping[str, SplatSeen]
     notes: tuple[str, ...]  # trials that were left out, and why
     comparable: bool  # False: there are trials, but none that may be compared
+    left_out: Mapping[str, int]  # case -> the repeat after which it was
 
     def of(self, side: Side, case: str) -> Answers:
         return self.answers[side].get(case, {})
@@ -86,6 +96,12 @@ class Observed:
     def attempted(self, case: str) -> int:
         """Repeats that either side started."""
         return max((max(self.of(side, case), default=-1) + 1 for side in Side), default=0)
+
+    def screened(self, cases: Iterable[str]) -> int | None:
+        """How many repeats the cases had before all of them were left out; None: one never was."""
+        last = [self.left_out.get(case) for case in cases]
+        known = [repeat for repeat in last if repeat is not None]
+        return max(known) + 1 if known and len(known) == len(last) else None
 
     def sample(self, case: str) -> Sample:
         sides = {
@@ -100,6 +116,7 @@ class Observed:
             base=sides[Side.BASE],
             patched=sides[Side.PATCHED],
             attempted=self.attempted(case),
+            screened=self.screened((case,)),
         )
 
 
@@ -152,7 +169,31 @@ def observe(
         splats=_splats(kept, answers),
         notes=notes,
         comparable=bool(kept) or not mine,
+        left_out=left_out(kept, arch),
     )
+
+
+def left_out(trials: Iterable[Trial], arch: str) -> dict[str, int]:
+    """Cases that took down their machine twice on one side, and the repeat of the second time."""
+    downs: dict[tuple[Side, str], list[int]] = defaultdict(list)
+    for trial in trials:
+        case = took_down(trial)
+        if case is not None and trial.cell.arch == arch:
+            downs[trial.cell.side, case].append(trial.cell.repeat)
+    found: dict[str, int] = {}
+    for (_, case), repeats in downs.items():
+        if len(repeats) >= TAKEN_DOWN:
+            second = sorted(repeats)[TAKEN_DOWN - 1]
+            found[case] = min(second, found.get(case, second))
+    return found
+
+
+def took_down(trial: Trial) -> str | None:
+    """The case that the end of the trial's machine is charged to; None: it ended as it should."""
+    if trial.end is MachineEnd.POWERED_OFF or not trial.results:
+        return None
+    last = trial.results[-1]
+    return last.name if last.state in (CaseState.CRASHED, CaseState.HUNG) else None
 
 
 def _comparable(
@@ -194,7 +235,10 @@ def _fold(answers: dict[int, Answer], repeat: int, answer: Answer) -> None:
 
 
 def _boot_answer(trial: Trial) -> Answer:
-    if trial.boot_s is not None:
+    # A machine that dies between its hello and its first case is of no more use than one that
+    # never said hello.
+    died_idle = trial.end is not MachineEnd.POWERED_OFF and not trial.results
+    if trial.boot_s is not None and not died_idle:
         return Answer(state=CaseState.PASSED)
     match trial.end:
         case MachineEnd.PANICKED:

@@ -21,7 +21,7 @@ from lab.verdict.chance import CONFIDENCE, Weighed, smallest_rate
 from lab.verdict.observe import Observed
 
 # The order in which findings are told: what keeps others from being seen comes first.
-_FIRST = ("build", "boot", "splat", "case", "compiler-warning")
+_FIRST = ("build", "boot", "splat", "lock-cycle", "case", "compiler-warning")
 _NAMES_SHOWN = 3
 
 
@@ -134,6 +134,8 @@ def _headline(finding: Finding, several: bool) -> str:
         return f"does not build{where}{since}: {finding.title}"
     if finding.kind == "compiler-warning":
         return f"new compiler warning{where}: {finding.title}"
+    if finding.kind == "lock-cycle":
+        return f"new lock cycle{where}: {finding.title}"
     if finding.kind == "splat":
         return f"new splat{where}: {finding.title} ({finding.detail.partition(';')[0]})"
     return (

@@ -90,6 +90,13 @@ static inline enum outcome access_peek(u64 *address, u64 *value)
 	return GOT_EFAULT;
 }
 
+/* By way of /proc/self/mem: get_user_pages() without leave to drop mmap_lock. */
+static inline enum outcome access_mem(int mem, u64 *address, u64 *value)
+{
+	return pread(mem, value, sizeof(*value), (off_t)(uintptr_t)address) == sizeof(*value) ?
+		       GOT_VALUE : GOT_EFAULT;
+}
+
 /* `value`: in, what is expected; out, what was there. `swapped` says whether `wanted` is now. */
 static inline enum outcome access_swap(u64 *address, u64 *value, u64 wanted, bool *swapped)
 {

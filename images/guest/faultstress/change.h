@@ -119,12 +119,19 @@ static inline int entry_prot(struct entry entry)
 static inline void slot_map(struct slot *slot, struct entry entry, bool vacant)
 {
 	int flags = MAP_SHARED | (vacant ? MAP_FIXED_NOREPLACE : MAP_FIXED);
+	int fd;
 
 	if (pick(8) == 0)
 		flags |= MAP_POPULATE;
+	fd = world->options.scenario->reopens ? open(world->file[entry.file].path, O_RDWR | O_CLOEXEC) :
+						world->file[entry.file].fd;
+	if (fd < 0)
+		call_failed("open", errno);
 	timed(CALL_MMAP, "mmap",
-	      mmap(slot->address, slot_bytes(), entry_prot(entry), flags,
-		   world->file[entry.file].fd, (off_t)entry.base * world->page_size));
+	      mmap(slot->address, slot_bytes(), entry_prot(entry), flags, fd,
+		   (off_t)entry.base * world->page_size));
+	if (world->options.scenario->reopens)
+		close(fd);
 }
 
 static inline void change_map(struct slot *slot, struct entry entry)
@@ -425,6 +432,36 @@ static inline void step_mixed(void)
 {
 	static void (* const steps[])(void) = {
 		step_munmap, step_mapfixed, step_mremap, step_dontneed, step_munmap, step_mprotect,
+	};
+
+	steps[pick(sizeof(steps) / sizeof(*steps))]();
+}
+
+/* The same mapping again, over a page table that went with the old one. */
+static inline void step_pagetables(void)
+{
+	struct slot *slot = slot_take(NULL);
+	struct entry entry;
+
+	if (!slot)
+		return;
+	entry = slot_now(slot);
+	if (entry.kind == KIND_NONE)
+		entry = entry_random();
+	else
+		change_unmap(slot);
+	if (!pick(8))
+		pause_random(50);
+	change_map(slot, entry);
+	slot_unlock(slot);
+	rest(20);
+}
+
+static inline void step_procmem(void)
+{
+	/* No mprotect: this way the kernel reads a PROT_NONE mapping too. */
+	static void (* const steps[])(void) = {
+		step_munmap, step_mapfixed, step_mremap, step_dontneed,
 	};
 
 	steps[pick(sizeof(steps) / sizeof(*steps))]();

@@ -38,6 +38,14 @@ struct scenario {
 	bool zeroes;		/* pages lose their content rightly */
 	bool wants_segv, wants_sigbus;	/* seen none: tested nothing */
 	bool peeks;		/* half of the reads are the kernel's (process_vm_readv) */
+	bool mem;		/* or /proc/self/mem, whose faults cannot be retried; writes too */
+	bool direct;		/* or O_DIRECT writes out of the mapping */
+	bool far;		/* each slot in a page table of its own, with nothing beside it */
+	bool reopens;		/* each mapping holds the only reference to its struct file */
+	u32 pages;		/* of a file, if not the default */
+	const char *extra;	/* what counts in `extras`; none: tested nothing */
+	void (*prepare)(void);	/* before there are files */
+	void (*help)(void);	/* a step of one more thread */
 };
 
 struct attempt {
@@ -266,6 +274,14 @@ static inline void attempt_read(struct attempt *a)
  * Nothing promises that the kernel copies 8 bytes in one piece, so a single bad word may be torn
  * by a writer. What a stale page-table entry shows is still there at the second look.
  */
+static inline enum outcome peek(const struct attempt *a, u64 *value)
+{
+	u64 *address = attempt_address(a);
+
+	return world->options.scenario->mem ? access_mem(world->mem, address, value) :
+					      access_peek(address, value);
+}
+
 static inline void attempt_peek(struct attempt *a)
 {
 	const char *kind = NULL;
@@ -274,7 +290,7 @@ static inline void attempt_peek(struct attempt *a)
 	for (u32 tries = 0; tries < 2; tries++) {
 		a->value = 0;
 		attempt_begin(a);
-		a->outcome = access_peek(attempt_address(a), &a->value);
+		a->outcome = peek(a, &a->value);
 		count(peeks);
 		kind = attempt_close(a);
 		if (!kind)

@@ -62,13 +62,15 @@ struct file {
 	u64 floor[MAX_PAGES];
 };
 
-enum role { ROLE_FAULT, ROLE_CHANGE, ROLE_CLEAN };
+enum role { ROLE_FAULT, ROLE_CHANGE, ROLE_CLEAN, ROLE_HELP };
 
 enum call { CALL_MUNMAP, CALL_MMAP, CALL_MPROTECT, CALL_TRUNCATE, CALL_MREMAP, CALL_MADVISE,
-	    CALL_PUNCH, CALL_FORK, NR_CALLS };
+	    CALL_PUNCH, CALL_FORK, CALL_MLOCK, CALL_FREEZE, CALL_THAW, CALL_PAIR, CALL_UMOUNT,
+	    CALL_COLLAPSE, CALL_EXIT, NR_CALLS };
 
 struct counters {
-	u64 reads, writes, swaps_lost, segv, sigbus, efault, zeroes, peeks, changes, races, cleans;
+	u64 reads, writes, swaps_lost, segv, sigbus, efault, zeroes, peeks, changes, races, cleans,
+	    extras;	/* what the scenario is named for: freezes, collapses, ... */
 };
 
 struct thread {
@@ -107,6 +109,13 @@ struct world {
 	u32 sabotaged;	/* how often the sabotage was done */
 	char folder[200];
 	char *area;
+	size_t area_bytes;
+	int mem;	/* /proc/self/mem, where the scenario wants it */
+	int uffd;
+	char *beside;	/* memory of the process's own, where the scenario wants it */
+	u32 frozen;	/* 1: the helper shall begin */
+	u32 thaw;	/* 1: it shall thaw, 2: it has */
+	u64 pairs_frozen, pairs_elsewhere;
 	struct file file[MAX_FILES];
 	struct slot slot[MAX_SLOTS];
 	struct thread thread[MAX_THREADS];

@@ -1,0 +1,86 @@
+"""arm64 and x86_64 in one run, with real kernels, and what is peculiar to arm64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.conftest import ROOT, SERIES, Lab, MakeLab
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]
+
+BOTH = """
+arch = ["x86_64", "arm64"]
+suites = ["boot", "faultstress"]
+[run]
+repeats = 1
+max_repeats = 1
+[faultstress]
+filesystems = ["ext4"]
+scenarios = ["truncate", "munmap"]
+duration_s = 2
+"""
+
+
+def record_of(lab: Lab) -> tuple[dict[str, Any], Path]:
+    (path,) = lab.runs.glob("*/record.json")
+    return dict(json.loads(path.read_text())), path.parent
+
+
+def test_one_run_one_verdict_both_architectures(make_lab: MakeLab) -> None:
+    lab = make_lab(BOTH)
+    done = lab("run", "--patch", ROOT / "patches/demo", expect=0, timeout_s=3400)
+    assert "builds and boots on x86_64 and arm64" in " ".join(done.stdout.split())
+    record, folder = record_of(lab)
+    assert record["verdict"]["outcome"] == "clean"
+    assert {(k["arch"], k["side"]) for k in record["kernels"]} == {
+        (arch, side) for arch in ("x86_64", "arm64") for side in ("base", "patched")
+    }
+    planned = set(record["manifest"]["cases"])
+    for arch in ("x86_64", "arm64"):
+        mine = [trial for trial in record["trials"] if trial["cell"]["arch"] == arch]
+        for side in ("base", "patched"):
+            passed = {
+                result["name"]
+                for trial in mine
+                if trial["cell"]["side"] == side
+                for result in trial["results"]
+                if result["state"] == "passed"
+            }
+            assert passed == planned
+        assert all(trial["lockdep_alive"] for trial in mine)
+        assert any(trial["vmstat"].get("pgfault") for trial in mine)
+        for trial in mine:
+            console = (folder / "trials" / trial["id"] / "console.log").read_text(errors="replace")
+            assert ("aarch64" in console) == (arch == "arm64")
+    root = ElementTree.parse(folder / "junit.xml").getroot()
+    assert [suite.get("name") for suite in root] == ["verdict", "x86_64", "arm64"]
+    names = {case.get("classname", "") for case in root.iter("testcase")}
+    assert {name.partition(".")[0] for name in names} == {"lab", "x86_64", "arm64"}
+    page = (folder / "report.html").read_text()
+    assert page.count("arm64") > 4 and page.count("x86_64") > 4
+
+
+def test_a_panic_on_arm64_is_told_by_pvpanic_and_read(make_lab: MakeLab) -> None:
+    lab = make_lab(BOTH.replace('"x86_64", "arm64"', '"arm64"').replace("max_repeats = 1", ""))
+    lab("run", "--patch", SERIES / "panics-at-boot", expect=1, timeout_s=3400)
+    record, _ = record_of(lab)
+    patched = [t for t in record["trials"] if t["cell"]["side"] == "patched"]
+    assert [t["end"] for t in patched] == ["panicked"] * 3
+    assert not any("no pvpanic" in t["note"] for t in patched)
+    assert any("planted panic" in s["title"] for t in patched for s in t["boot_splats"])
+    assert [f["kind"] for f in record["verdict"]["findings"]] == ["boot"]
+
+
+def test_what_a_guest_of_arm64_is(make_lab: MakeLab) -> None:
+    lab = make_lab(BOTH)
+    told = "uname -m; nproc; cat /proc/device-tree/compatible; dpkg --print-architecture"
+    done = lab("boot", "--arch", "arm64", "--", "sh", "-c", told, expect=0, timeout_s=1700)
+    machine, cpus, *rest = done.stdout.replace("\0", "\n").split()
+    assert (machine, cpus) == ("aarch64", "2")
+    assert "linux,dummy-virt" in rest
+    assert rest[-1] == "arm64"
