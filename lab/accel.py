@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,10 @@ TCG_BOOT_S: Final = 120.0
 _MEMORY_BYTES = 512 << 20
 _CPUS = 2
 _FORMAT = "2"  # of the cache's entries: raised when the way of probing changes
+
+
+class AcceleratorLost(LabFault):
+    """What was proven before does not work any more; nothing is said about any kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +142,19 @@ async def choose_async(
     kind = EventKind.DONE if proven else EventKind.WARNING
     emit(Event(kind=kind, step=step, text=describe(chosen)))
     return chosen
+
+
+async def fall_back(
+    arch: str, *, kernel: Path, initramfs: Path, cache: Cache, emit: Emit, reason: str
+) -> Accelerator:
+    """TCG, after KVM was lost in the middle of a run. What was remembered is forgotten, so that
+    the next run tries again."""
+    for entry in cache.sub("accel").glob(f"{architectures.arch(arch).name}-*.json"):
+        entry.unlink(missing_ok=True)
+    chosen = await choose_async(
+        arch, kernel=kernel, initramfs=initramfs, cache=cache, emit=emit, force="tcg"
+    )
+    return replace(chosen, tried=(f"KVM: lost in the middle of a run: {reason}",))
 
 
 def describe(accelerator: Accelerator) -> str:

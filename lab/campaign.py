@@ -28,6 +28,7 @@ from lab import (
     pool,
     verdict,
 )
+from lab.accel import AcceleratorLost
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.lockgraph import stored
@@ -97,10 +98,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         ]
         for each in ready:
             if each is not None:
-                machines = await _open_pool(
-                    each, planned, config, cache, folder, gathered.trials, emit
-                )
-                await _test(each, machines, planned, config, gathered)
+                await _test_arch(each, planned, config, cache, folder, gathered, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
@@ -252,17 +250,33 @@ async def _open_pool(
     folder: Path,
     trials: list[Trial],
     emit: Emit,
+    lost: AcceleratorLost | None = None,
 ) -> Pool:
-    """The accelerator, by proof, and as many machines at once as this host carries."""
+    """The accelerator, by proof, and as many machines at once as this host carries.
+
+    After KVM was `lost`, it is TCG.
+    """
     name = ready.base.arch
-    accelerator = await accel.choose_async(
-        name,
-        kernel=ready.base.image,
-        initramfs=ready.initramfs,
-        cache=cache,
-        emit=emit,
-        force=config.machine.forced_accel,
-    )
+    if lost is None:
+        accelerator = await accel.choose_async(
+            name,
+            kernel=ready.base.image,
+            initramfs=ready.initramfs,
+            cache=cache,
+            emit=emit,
+            force=config.machine.forced_accel,
+        )
+    else:
+        text = f"{lost.message}; all cases run under TCG now"
+        emit(Event(kind=EventKind.WARNING, step=f"machines {name}", text=text))
+        accelerator = await accel.fall_back(
+            name,
+            kernel=ready.base.image,
+            initramfs=ready.initramfs,
+            cache=cache,
+            emit=emit,
+            reason=lost.message,
+        )
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
@@ -299,6 +313,29 @@ async def _open_pool(
         for kernel in (ready.base, ready.patched)
     }
     return Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
+
+
+async def _test_arch(
+    ready: Ready,
+    planned: Plan,
+    config: Config,
+    cache: Cache,
+    folder: Path,
+    gathered: Gathered,
+    emit: Emit,
+) -> None:
+    """All that one architecture is asked. If KVM is lost on the way, all of it again under TCG:
+    results of different accelerators are never compared."""
+    machines = await _open_pool(ready, planned, config, cache, folder, gathered.trials, emit)
+    try:
+        await _test(ready, machines, planned, config, gathered)
+    except AcceleratorLost as lost:
+        if config.machine.forced_accel is not None:
+            raise
+        machines = await _open_pool(
+            ready, planned, config, cache, folder, gathered.trials, emit, lost=lost
+        )
+        await _test(ready, machines, planned, config, gathered)
 
 
 async def _test(

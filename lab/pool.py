@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lab import model, plan, trial, verdict
+from lab.accel import AcceleratorLost
 from lab.config import Machine
 from lab.model import (
     Accelerator,
@@ -195,6 +196,9 @@ class Pool:
                 self._faults.append(error)
                 return
             self.trials.append(record)
+            if _lost_kvm(record):
+                self._faults.append(AcceleratorLost(f"KVM is lost: {record.note}"))
+                return
             if not record.results:
                 return
             todo = plan.remaining(todo, [result.name for result in record.results])
@@ -246,6 +250,12 @@ class Pool:
             if not well or not all(well) or not rig.restorable(kit.shelf):
                 return False
         return True
+
+
+def _lost_kvm(record: Trial) -> bool:
+    """QEMU ended before the guest was up, under an accelerator that had booted a kernel here."""
+    name = record.accelerator.name
+    return name == "kvm" and record.boot_s is None and record.end is MachineEnd.QEMU_DIED
 
 
 def _both_sides(cell: Cell) -> str:
