@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,10 @@ TCG_BOOT_S: Final = 120.0
 _MEMORY_BYTES = 512 << 20
 _CPUS = 2
 _FORMAT = "2"  # of the cache's entries: raised when the way of probing changes
+
+
+class AcceleratorLost(LabFault):
+    """What was proven before does not work any more; nothing is said about any kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +144,19 @@ async def choose_async(
     return chosen
 
 
+async def fall_back(
+    arch: str, *, kernel: Path, initramfs: Path, cache: Cache, emit: Emit, reason: str
+) -> Accelerator:
+    """TCG, after KVM was lost in the middle of a run. What was remembered is forgotten, so that
+    the next run tries again."""
+    for entry in cache.sub("accel").glob(f"{architectures.arch(arch).name}-*.json"):
+        entry.unlink(missing_ok=True)
+    chosen = await choose_async(
+        arch, kernel=kernel, initramfs=initramfs, cache=cache, emit=emit, force="tcg"
+    )
+    return replace(chosen, tried=(f"KVM: lost in the middle of a run: {reason}",))
+
+
 def describe(accelerator: Accelerator) -> str:
     """One line: "TCG, boots in 6.1 s (KVM host: no hello within 20 s; ...)"."""
     because = f" ({'; '.join(accelerator.tried)})" if accelerator.tried else ""
@@ -211,12 +228,11 @@ def _reason(end: MachineEnd, detail: str) -> str:
 
 def _key(row: Arch, device: Path, obstacle: str, force: str | None) -> str:
     """Of all that the outcome depends on, and that outlives a reboot of the host."""
-    version = host.run([row.qemu, "--version"], timeout_s=30).text.splitlines()[0]
     parts = (
         _FORMAT,
-        _host_id(),
+        host.identity(),
         host.tool(row.qemu),
-        version,
+        host.version(row.qemu),
         row.board,
         row.tcg_cpu,
         str(device),
@@ -224,12 +240,3 @@ def _key(row: Arch, device: Path, obstacle: str, force: str | None) -> str:
         force or "auto",
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _host_id() -> str:
-    """The machine, its CPU and its kernel: KVM may work or not after a change of any."""
-    machine_id = Path("/etc/machine-id")
-    known = machine_id.read_text().strip() if machine_id.exists() else platform.node()
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    cpu = re.search(r"^(?:model name|CPU part)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    return f"{known} {cpu.group(1) if cpu else ''} {platform.release()}"

@@ -29,6 +29,7 @@ from lab import (
     prefixes,
     verdict,
 )
+from lab.accel import AcceleratorLost
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.lockgraph import stored
@@ -53,6 +54,8 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
+from lab.rig import SCRATCH_BYTES
+from lab.snapshot import Shelf
 from lab.splat import allow
 from lab.store import (
     STALE_S,
@@ -74,8 +77,6 @@ from lab.subject import (
 )
 from lab.symbols import History
 from lab.trial import Kit
-
-SCRATCH_BYTES = 2 << 30
 
 
 @dataclass(slots=True)
@@ -128,10 +129,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
             gathered.setup_s += time.monotonic() - asked
         for each in ready:
             if each is not None:
-                machines = await _open_pool(
-                    each, planned, config, cache, folder, gathered.trials, manifest, emit
-                )
-                await _test(each, machines, planned, config, gathered)
+                await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
@@ -292,17 +290,33 @@ async def _open_pool(
     trials: list[Trial],
     manifest: Manifest,
     emit: Emit,
+    lost: AcceleratorLost | None = None,
 ) -> Pool:
-    """The accelerator, by proof, and as many machines at once as this host carries."""
+    """The accelerator, by proof, and as many machines at once as this host carries.
+
+    After KVM was `lost`, it is TCG.
+    """
     name = ready.base.arch
-    accelerator = await accel.choose_async(
-        name,
-        kernel=ready.base.image,
-        initramfs=ready.initramfs,
-        cache=cache,
-        emit=emit,
-        force=config.machine.forced_accel,
-    )
+    if lost is None:
+        accelerator = await accel.choose_async(
+            name,
+            kernel=ready.base.image,
+            initramfs=ready.initramfs,
+            cache=cache,
+            emit=emit,
+            force=config.machine.forced_accel,
+        )
+    else:
+        text = f"{lost.message}; all cases run under TCG now"
+        emit(Event(kind=EventKind.WARNING, step=f"machines {name}", text=text))
+        accelerator = await accel.fall_back(
+            name,
+            kernel=ready.base.image,
+            initramfs=ready.initramfs,
+            cache=cache,
+            emit=emit,
+            reason=lost.message,
+        )
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
@@ -325,6 +339,7 @@ async def _open_pool(
         git_dir=planned.subject.source.git_dir,
         commits=prefix_commits(planned.subject, cache, emit),
     )
+    shelf = Shelf(cache) if config.machine.snapshots else None
     kits = {
         kernel.side: Kit(
             kernel=kernel,
@@ -340,10 +355,38 @@ async def _open_pool(
             # The day on which the run was begun: one that is taken up goes on with the same list.
             today=datetime.fromisoformat(manifest.created).date(),
             disks=planned.disks.get((name, kernel.side), ()),
+            shelf=shelf,
+            dump=config.machine.dump,
         )
         for kernel in (ready.base, ready.patched)
     }
     return Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
+
+
+async def _test_arch(
+    ready: Ready,
+    planned: Plan,
+    config: Config,
+    cache: Cache,
+    folder: Path,
+    gathered: Gathered,
+    manifest: Manifest,
+    emit: Emit,
+) -> None:
+    """All that one architecture is asked. If KVM is lost on the way, all of it again under TCG:
+    results of different accelerators are never compared."""
+    machines = await _open_pool(
+        ready, planned, config, cache, folder, gathered.trials, manifest, emit
+    )
+    try:
+        await _test(ready, machines, planned, config, gathered)
+    except AcceleratorLost as lost:
+        if config.machine.forced_accel is not None:
+            raise
+        machines = await _open_pool(
+            ready, planned, config, cache, folder, gathered.trials, manifest, emit, lost=lost
+        )
+        await _test(ready, machines, planned, config, gathered)
 
 
 async def _test(

@@ -21,7 +21,19 @@ from rich.console import Console
 from rich.table import Table
 
 import lab
-from lab import campaign, config, desk, doctor, host, image, lockdesk, model, selftest, symbols
+from lab import (
+    campaign,
+    config,
+    debug,
+    desk,
+    doctor,
+    host,
+    image,
+    lockdesk,
+    model,
+    selftest,
+    symbols,
+)
 from lab.arch import ARCHS
 from lab.arch import arch as arch_row
 from lab.config import Config
@@ -186,6 +198,12 @@ def cli(
 @click.option(
     "--xfstests-config", multiple=True, metavar="NAME[,NAME]", help="File systems: ext4-4k, xfs."
 )
+@click.option(
+    "--dump",
+    is_flag=True,
+    default=None,
+    help="Keep the memory of a guest that panics or hangs, for lab debug.",
+)
 @_accel
 @_parallel
 @_jobs
@@ -208,6 +226,7 @@ def run(
     scenario: tuple[str, ...],
     xfstests: str | None,
     xfstests_config: tuple[str, ...],
+    dump: bool | None,
     accel: str | None,
     parallel: int | None,
     jobs: int | None,
@@ -228,7 +247,7 @@ def run(
             "seed": seed,
             "only": _split(only),
         },
-        machine={"accel": accel, "parallel": parallel},
+        machine={"accel": accel, "parallel": parallel, "dump": dump},
         build={"jobs": jobs},
         faultstress={
             "duration_s": seconds,
@@ -309,6 +328,10 @@ def build(
 @click.option("--shell", is_flag=True, help="A shell in the guest; Ctrl-] leaves it.")
 @click.option("--append", metavar="ARGS", default="", help="More kernel command line.")
 @click.option("--timeout", default="10m", metavar="TIME", help="For the command. Default: 10m.")
+@click.option(
+    "--no-snapshot", is_flag=True, help="Boot, even if a machine of this kernel was saved."
+)
+@click.option("--gdb", is_flag=True, help="Wait for gdb before the first instruction.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def boot(
@@ -321,11 +344,15 @@ def boot(
     shell: bool,
     append: str,
     timeout: str,
+    no_snapshot: bool,
+    gdb: bool,
     command: tuple[str, ...],
 ) -> int:
     """Boot a kernel on a throw-away root and run COMMAND in it (default: uname -a).
 
     With --patch it is the patched kernel, else the base. What is not built yet is built first.
+    A kernel that has booted well before is not booted again: its machine was saved then, and is
+    restored in a fraction of a second.
     Exits with 0 if COMMAND did, 1 if it failed, 4 if the machine was lost.
     """
     chosen = _override(
@@ -340,13 +367,18 @@ def boot(
         shell=shell,
         append=append,
         timeout_s=config.duration_s(timeout, where="--timeout"),
+        snapshot=not no_snapshot,
+        gdb=gdb,
     )
     if shell and not sys.stdin.isatty():
         raise UserError("--shell needs a terminal", hint="give a COMMAND instead")
     with context.cache.staging() as folder:
         with context.progress() as progress:
-            kit = desk.prepare(request, folder, progress.emit)
-        return asyncio.run(desk.boot(request, kit, folder, sys.stdout.buffer, sys.stderr.buffer))
+            rig = desk.prepare(request, progress.emit)
+            coroutine = desk.boot(
+                request, rig, folder, progress.emit, sys.stdout.buffer, sys.stderr.buffer
+            )
+        return asyncio.run(coroutine)
 
 
 # --- selftest ----------------------------------------------------------------------------------
@@ -530,6 +562,27 @@ def report_command(context: Context, run_name: str | None, as_json: bool) -> int
     _write_reports(record, folder)
     _show(context, record, folder, as_json)
     return _EXIT[record.verdict.outcome]
+
+
+@cli.command(name="debug")
+@click.argument("which", metavar="[RUN][/TRIAL]", default="")
+@click.option("-e", "expression", metavar="EXPR", help="Evaluate one expression.")
+@click.argument("script", metavar="[-- SCRIPT ARGS...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def debug_command(
+    context: Context, which: str, expression: str | None, script: tuple[str, ...]
+) -> int:
+    """Open the memory of a guest that panicked or hung (lab run --dump) with drgn.
+
+    At a terminal it is drgn's own prompt. Elsewhere it prints the end of the kernel's log and the
+    stacks of all CPUs and blocked tasks. Default: the newest run, and its only dump.
+    """
+    run_name, _, trial_name = which.partition("/")
+    folder = campaign.find_run(context.config.paths.runs_dir, run_name or None)
+    core = debug.find(folder, trial_name, context.cache)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    options = debug.options_for(expression, script, interactive=interactive)
+    return host.interactive(debug.command(core, options))
 
 
 # --- locks -------------------------------------------------------------------------------------

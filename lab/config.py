@@ -60,6 +60,8 @@ class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     boot_limit_s: float = 30.0
     silence_limit_s: float = 60.0
     parallel: int = 0  # machines at once; 0: as many as cores and memory carry
+    snapshots: bool = True  # false: every machine boots
+    dump: bool = False  # keep the memory of a machine that panics or hangs
 
     @property
     def forced_accel(self) -> str | None:

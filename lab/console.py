@@ -51,6 +51,11 @@ class Console:
         # The rest of an endless line is in the log only, so that it cannot fill memory.
         self._pending = (self._pending + pending)[:LINE_LIMIT_BYTES]
 
+    def remark(self, text: str) -> None:
+        """A line of the lab's own at the beginning of the log."""
+        self._log(f"lab: {text}\n".encode())
+        self.lines += 1
+
     def note(self, text: str) -> None:
         """A line of the lab's own in the log; what follows it is no longer handed on."""
         self._on_line = None

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lab import accel, image, initramfs, kconfig, machine, source, subject, trial
+from lab import accel, image, initramfs, kconfig, locks, source, subject, trial
 from lab.arch import arch as arch_row
 from lab.build import build
 from lab.config import Config
 from lab.guest import Down, TimedOut
-from lab.machine import Disk, MachineSpec
+from lab.machine import Machine, Timeouts
 from lab.model import (
     BuildFailure,
     Emit,
+    Event,
+    EventKind,
     ExitCode,
     Kernel,
     MachineEnd,
-    RootImage,
     Side,
     UserError,
 )
+from lab.rig import Rig
+from lab.snapshot import Shelf
 from lab.store import Cache
 from lab.tree import checkout
+
+Note = Callable[[str], None]
+_PATIENCE_S = 7 * 86400.0
+_SOCKET_PATH_MAX = 107  # bytes, of sockaddr_un
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +45,8 @@ class BootRequest:
     shell: bool
     append: str
     timeout_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootKit:
-    """A kernel and what it needs to boot."""
-
-    kernel: Kernel
-    initramfs: Path
-    image: RootImage
-    spec: MachineSpec
+    snapshot: bool = True  # begin from one, leave one
+    gdb: bool = False  # wait for a debugger before the first instruction
 
 
 def build_kernels(
@@ -83,7 +84,7 @@ def build_kernels(
     )
 
 
-def prepare(request: BootRequest, folder: Path, emit: Emit) -> BootKit:
+def prepare(request: BootRequest, emit: Emit) -> Rig:
     """Everything up to the boot; what is not in the cache is built.
 
     Raises `UserError` with the compiler's first error if the kernel does not build.
@@ -109,35 +110,43 @@ def prepare(request: BootRequest, folder: Path, emit: Emit) -> BootKit:
         force=config.machine.forced_accel,
     )
     limits = subject.timeouts(config, chosen, work_s=request.timeout_s)
-    spec = MachineSpec(
-        arch=kernel.arch,
-        kernel=kernel.image,
+    return Rig(
+        kernel=kernel,
         initramfs=ramfs,
-        disks=(
-            Disk(
-                path=image.overlay(root, folder),
-                format="qcow2",
-                readonly=False,
-                serial=trial.ROOT_SERIAL,
-            ),
-        ),
+        image=root,
+        accelerator=chosen,
+        timeouts=limits,
         memory_bytes=config.machine.memory_bytes,
         cpus=config.machine.cpus,
-        accelerator=chosen,
-        append=f"lab.root={trial.ROOT_SERIAL} {request.append}".strip(),
-        timeouts=limits,
+        append=f"{locks.CMDLINE} {request.append}".strip(),  # as in a trial: one snapshot
     )
-    return BootKit(kernel=kernel, initramfs=ramfs, image=root, spec=spec)
 
 
 async def boot(
-    request: BootRequest, kit: BootKit, folder: Path, out: BinaryIO, err: BinaryIO
+    request: BootRequest, rig: Rig, folder: Path, emit: Emit, out: BinaryIO, err: BinaryIO
 ) -> ExitCode:
     """Boot, run the command, pass on what it said. The console is in `folder`/console.log."""
-    async with machine.boot(kit.spec, folder) as box:
+    shelf = Shelf(Cache(root=request.config.paths.cache_dir)) if request.snapshot else None
+    if request.gdb:
+        shelf, rig = None, _for_gdb(rig, folder)
+        err.write(gdb_command(rig).encode())
+        err.flush()
+    console = trial.Console()
+    step = f"machine {rig.kernel.arch}"
+
+    def note(text: str) -> None:
+        emit(Event(kind=EventKind.NOTE, step=step, text=text))
+
+    emit(Event(kind=EventKind.STARTED, step=step))
+    async with rig.machine(
+        folder, shelf=shelf, restore=True, note=note, on_line=console.on_line
+    ) as box:
         if box.guest is None:
             err.write(_last_words(folder, box.end, box.detail))
             return ExitCode.INCONCLUSIVE
+        if shelf is not None and not box.restored and not rig.restorable(shelf):
+            await _keep(rig, box, shelf, console, folder, note)
+        emit(Event(kind=EventKind.DONE, step=step, text=trial.began(box.boot_s, box.restored)))
         if request.shell:
             left = await box.guest.shell(0)
             if isinstance(left, Down):
@@ -160,6 +169,38 @@ async def boot(
         err.write(f"lab: the command ended with status {answer.status}\n".encode())
         return ExitCode.REGRESSED
     return ExitCode.CLEAN
+
+
+def _for_gdb(rig: Rig, folder: Path) -> Rig:
+    """The same, with a socket for gdb and with the patience that a person needs."""
+    path = folder / "gdb"
+    if len(str(path)) > _SOCKET_PATH_MAX:
+        raise UserError(f"the path of gdb's socket is too long: {path}", hint="[paths] cache")
+    never = Timeouts(boot_s=_PATIENCE_S, silence_s=_PATIENCE_S, wall_s=_PATIENCE_S)
+    return replace(rig, gdb=path, timeouts=never)
+
+
+def gdb_command(rig: Rig) -> str:
+    """What to type in another terminal."""
+    start = shlex.join(
+        ["gdb", str(rig.kernel.vmlinux), "-ex", f"target remote {rig.gdb}"],
+    )
+    stop = "  hbreak start_kernel, then continue: software breakpoints work once the kernel runs"
+    return f"lab: the machine waits for gdb:\n  {start}\n{stop}\n"
+
+
+async def _keep(
+    rig: Rig, box: Machine, shelf: Shelf, console: trial.Console, folder: Path, note: Note
+) -> None:
+    """Leave a snapshot of a machine that booted well, so that the next one need not."""
+    assert box.guest is not None
+    health = await trial.probe(box.guest, console, "boot")
+    if isinstance(health, Down):
+        return  # the command will say so
+    if not trial.healthy(health, console):
+        note("no snapshot: the kernel complained as it booted")
+    elif reason := await rig.keep(box, shelf, folder):
+        note(f"no snapshot: {reason}")
 
 
 def _last_words(folder: Path, end: MachineEnd | None, detail: str, lines: int = 15) -> bytes:

@@ -12,10 +12,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import signal
 import socket
 import struct
 import termios
+import time
 import tty
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +143,7 @@ class Guest:
         *,
         settle: Settle = _lost,
         on_activity: Callable[[], None] | None = None,
+        quiet: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._reader = reader
@@ -150,6 +153,10 @@ class Guest:
         self._commands: dict[int, _Command] = {}
         self._last_number = 0
         self._pongs: list[asyncio.Future[bytes]] = []
+        self._quiet = quiet  # nothing may come but the answer to a Resume
+        self._quiesced: asyncio.Future[None] | None = None
+        self._nonce: int | None = None  # of the Resume that is under way
+        self._resumed: asyncio.Future[wire.Resumed] | None = None
         self.hello: asyncio.Future[wire.Hello] = loop.create_future()
         self.down: asyncio.Future[Down] = loop.create_future()
 
@@ -225,6 +232,37 @@ class Guest:
         await self._send(wire.Ping(data=b"ping"))
         await asyncio.wait((waiter, self.down), timeout=timeout_s, return_when="FIRST_COMPLETED")
         return loop.time() - started if waiter.done() and not waiter.cancelled() else None
+
+    async def quiesce(self, *, timeout_s: float = 10.0) -> bool:
+        """Make the guest silent, so that its machine can be saved; whether it is.
+
+        Until `resume` nothing may be asked. Commands must not be under way.
+        """
+        assert not self._commands, "a command is under way"
+        self._quiesced = asyncio.get_running_loop().create_future()
+        await self._send(wire.Quiesce())
+        waits = (self._quiesced, self.down)
+        await asyncio.wait(waits, timeout=timeout_s, return_when="FIRST_COMPLETED")
+        return self._quiesced.done() and not self.down.done()
+
+    async def resume(self, *, timeout_s: float = 10.0) -> str | None:
+        """Wake a quiet guest with the time of day and fresh randomness; "" if all went well, else
+        what went wrong, None if it did not answer.
+
+        The answer carries a number that was drawn here: bytes that were left over from before
+        the snapshot, or from another machine, cannot be taken for it.
+        """
+        self._nonce = secrets.randbits(64)
+        self._resumed = asyncio.get_running_loop().create_future()
+        message = wire.Resume(
+            nonce=self._nonce,
+            realtime_ns=time.time_ns(),
+            seed=secrets.token_bytes(wire.SEED_BYTES),
+        )
+        await self._send(message)
+        waits = (self._resumed, self.down)
+        await asyncio.wait(waits, timeout=timeout_s, return_when="FIRST_COMPLETED")
+        return self._resumed.result().failure if self._resumed.done() else None
 
     async def sysrq(self, keys: str) -> None:
         """Have the guest's kernel print about itself, on its console."""
@@ -326,6 +364,7 @@ class Guest:
 
     async def _send(self, message: wire.ToGuest) -> None:
         """Send one frame; on a broken connection it goes nowhere, and `down` says so."""
+        assert not self._quiet or isinstance(message, wire.Resume | wire.Poweroff), "it is quiet"
         frame = wire.encode(message)
         with contextlib.suppress(OSError):
             self._writer.write(frame)
@@ -373,6 +412,9 @@ class Guest:
             self.down.set_result(down)
 
     def _take(self, message: wire.Message) -> None:
+        if self._quiet:
+            self._take_while_quiet(message)
+            return
         if not self.hello.done() and not isinstance(message, wire.Hello):
             raise wire.WireError(f"{type(message).__name__} before Hello")
         match message:
@@ -399,8 +441,30 @@ class Guest:
                     if command.room > wire.STDIN_WINDOW:
                         raise wire.WireError("Room for more than was sent")
                     command.has_room.set()
+            case wire.Quiesced():
+                if self._quiesced is None or self._quiesced.done():
+                    raise wire.WireError("a Quiesced that nobody asked for")
+                self._quiet = True
+                self._quiesced.set_result(None)
             case _:
                 raise wire.WireError(f"a {type(message).__name__}")
+
+    def _take_while_quiet(self, message: wire.Message) -> None:
+        if not isinstance(message, wire.Resumed) or message.nonce != self._nonce:
+            raise wire.WireError(f"a {type(message).__name__} from before the snapshot")
+        self._quiet, self._nonce = False, None
+        if not self.hello.done():
+            # On this side of the snapshot nobody has heard the first one.
+            self.hello.set_result(
+                wire.Hello(
+                    version=wire.VERSION,
+                    uptime_us=message.uptime_us,
+                    release=message.release,
+                    failure=message.failure,
+                )
+            )
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(message)
 
     def _take_for_command(
         self, message: wire.Stdout | wire.Stderr | wire.File | wire.Exit | wire.Error
@@ -432,10 +496,14 @@ async def connect(
     *,
     settle: Settle = _lost,
     on_activity: Callable[[], None] | None = None,
+    quiet: bool = False,
 ) -> AsyncIterator[Guest]:
-    """A guest at the other end of `sock`, which this takes over. It may not have said hello."""
+    """A guest at the other end of `sock`, which this takes over. It may not have said hello.
+
+    A `quiet` one begins from a snapshot, and waits for `resume`.
+    """
     reader, writer = await asyncio.open_connection(sock=sock)
-    guest = Guest(reader, writer, settle=settle, on_activity=on_activity)
+    guest = Guest(reader, writer, settle=settle, on_activity=on_activity, quiet=quiet)
     listener = asyncio.create_task(guest.listen())
     try:
         yield guest

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
+import re
 import select
 import shlex
 import shutil
@@ -159,6 +161,20 @@ def tool(name: str) -> str:
     else:
         hint = "lab doctor lists everything missing"
     raise UserError(f"{name} is not installed", hint=hint)
+
+
+def version(name: str) -> str:
+    """The first line of a program's --version. Raises `UserError` if it is not installed."""
+    return run([name, "--version"], timeout_s=30).text.splitlines()[0]
+
+
+def identity() -> str:
+    """This machine, its CPU and its kernel: what guests may do changes with any of them."""
+    machine_id = Path("/etc/machine-id")
+    known = machine_id.read_text().strip() if machine_id.exists() else platform.node()
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    cpu = re.search(r"^(?:model name|CPU part)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    return f"{known} {cpu.group(1) if cpu else ''} {platform.release()}"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -96,8 +96,7 @@ def programs(arch: str, *, cache: Cache, emit: Emit, sources: Path = SOURCES) ->
     """The folder of the compiled programs. Raises `UserError` without a compiler or make,
     `CommandFailed` if a program does not compile."""
     gcc = compiler(arch)
-    version = host.run([gcc, "--version"], timeout_s=30).text.splitlines()[0]
-    key = _digest((arch, gcc, version), sources)
+    key = _digest((arch, gcc, host.version(gcc)), sources)
     final = cache.sub("images") / f"guest-{arch}-{key}"
     with cache.lock(final.name):
         if final.is_dir():

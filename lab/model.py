@@ -360,6 +360,8 @@ class Trial:
     console: str = "console.log"
     note: str = ""
     locks: LockFiles | None = None  # None: of a lab that did not read them
+    restored: bool = False  # it began from a snapshot: `boot_s` is the restore's
+    dump: str = ""  # file of the trial's folder with the guest's memory; "" if none was kept
 
 
 # --- verdict -----------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
 from lab import model, plan, trial, verdict
+from lab.accel import AcceleratorLost
 from lab.config import Machine
 from lab.model import (
     Accelerator,
@@ -133,6 +134,7 @@ class Pool:
     execute: Execute = trial.run
     busy_s: float = 0.0  # with at least one machine up
     _faults: list[LabError] = field(default_factory=list)
+    _began: dict[str, bool] = field(default_factory=dict)  # cell of both sides -> restored
 
     async def run(self, cells: Sequence[Cell], *, asked: bool = False) -> None:
         """Run all cells, as many at once as the split says, each in as many machines as it takes.
@@ -194,6 +196,9 @@ class Pool:
                 self._faults.append(error)
                 return
             self.trials.append(record)
+            if _lost_kvm(record):
+                self._faults.append(AcceleratorLost(f"KVM is lost: {record.note}"))
+                return
             if not record.results:
                 return
             todo = plan.remaining(todo, [result.name for result in record.results])
@@ -212,14 +217,50 @@ class Pool:
                 record.cell == cell
                 and record.accelerator.name == self.kits[cell.side].accelerator.name
             ):
+                self._began.setdefault(_both_sides(cell), record.restored)
                 text = "whole, from the run before"
                 self.emit(Event(kind=EventKind.DONE, step=step, text=text))
                 return record
         remove_tree(folder)  # of a trial that was cut off: nothing of it is whole
         self.emit(Event(kind=EventKind.STARTED, step=step, text=_cases(cell)))
-        record = await self.execute(cell, self.kits[cell.side], folder, self.emit)
+        kit = replace(self.kits[cell.side], restore=self._may_restore(cell))
+        record = await self.execute(cell, kit, folder, self.emit)
         self.emit(Event(kind=EventKind.DONE, step=step, text=_digest_line(record)))
         return record
+
+    def _may_restore(self, cell: Cell) -> bool:
+        """Whether the cell's machine may begin from a snapshot.
+
+        Each kernel boots once in every run, so that a series which breaks the boot is seen; one
+        whose boot shows anything goes on booting. What is compared is treated alike: the side
+        that comes second begins as the first one did.
+        """
+        return self._began.setdefault(_both_sides(cell), self._restorable(cell))
+
+    def _restorable(self, cell: Cell) -> bool:
+        """Both kernels have booted in this run, always well, and left a snapshot."""
+        for kit in self.kits.values():
+            boots = [
+                record
+                for record in self.trials
+                if record.cell.kernel_key == kit.kernel.key and not record.restored
+            ]
+            well = [record.boot_s is not None and not record.boot_splats for record in boots]
+            rig = kit.rig(memory_bytes=cell.memory_bytes, cpus=cell.cpus)
+            if not well or not all(well) or not rig.restorable(kit.shelf):
+                return False
+        return True
+
+
+def _lost_kvm(record: Trial) -> bool:
+    """QEMU ended before the guest was up, under an accelerator that had booted a kernel here."""
+    name = record.accelerator.name
+    return name == "kvm" and record.boot_s is None and record.end is MachineEnd.QEMU_DIED
+
+
+def _both_sides(cell: Cell) -> str:
+    """Equal for a cell and its counterpart on the other side."""
+    return plan.digest(replace(cell, side=Side.BASE, kernel_key=""))
 
 
 def _cases(cell: Cell) -> str:
@@ -232,6 +273,7 @@ def _digest_line(record: Trial) -> str:
     counts = dict.fromkeys(CaseState, 0)
     for result in record.results:
         counts[result.state] += 1
+    began = trial.began(record.boot_s, record.restored)
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     ended = "" if record.end is MachineEnd.POWERED_OFF else f"; machine {record.end}"
-    return f"{said or 'no case ran'}{ended} ({record.wall_s:.0f} s, boot {record.boot_s:.1f} s)"
+    return f"{said or 'no case ran'}{ended} ({record.wall_s:.0f} s, {began})"

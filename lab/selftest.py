@@ -19,7 +19,7 @@ from pathlib import Path
 import lab
 from lab import accel, build, control, image, initramfs, intake, kconfig, model, plan
 from lab.arch import arch as arch_row
-from lab.campaign import SCRATCH_BYTES, Gathered
+from lab.campaign import Gathered
 from lab.config import Config
 from lab.control import BASE, Control, Expected, Judged
 from lab.kconfig import Fragment
@@ -42,6 +42,7 @@ from lab.model import (
     UserError,
 )
 from lab.pool import Pool, Split
+from lab.rig import SCRATCH_BYTES
 from lab.source import open_source
 from lab.store import Cache, is_locked, locked, write_atomically
 from lab.subject import DEFAULT_KERNEL, check_tools, own_fragments, timeouts

@@ -8,6 +8,7 @@ Layout of the cache (default `$XDG_CACHE_HOME/kernel-patch-lab`):
     builds/KEY/      whole kernels
     images/          root images and initramfs archives, by digest
     payloads/        what suites bring into a guest, built and packed, by content
+    snapshots/       machines of kernels that have booted
     staging/         half-made things; swept when their owner is dead
 
 Runs live in `$XDG_STATE_HOME/kernel-patch-lab/runs/ID/`. Nothing appears in its final place but
@@ -161,7 +162,7 @@ class Cache:
         Returns bytes freed by path. Touches only the sub-folders that the lab makes, never the
         root itself, so that a wrong path in lab.toml costs nothing.
         """
-        kinds: tuple[str, ...] = ("builds", "trees", "payloads", "staging")
+        kinds: tuple[str, ...] = ("builds", "trees", "payloads", "staging", "snapshots")
         if everything:
             kinds = (*kinds, "images", "sources", "ccache", "locks")
         freed: dict[str, int] = {}
@@ -172,12 +173,20 @@ class Cache:
                 lock = entry if entry.suffix == ".lock" else entry.with_suffix(".lock")
                 if kind == "staging" and is_locked(lock):
                     continue
-                if now - entry.lstat().st_mtime < older_than_s and kind != "staging":
+                if kind == "snapshots" and _orphaned(entry, freed):
+                    pass  # its kernel has gone, or goes now
+                elif now - entry.lstat().st_mtime < older_than_s and kind != "staging":
                     continue
                 freed[str(entry)] = tree_bytes(entry)
                 if not dry_run:
                     remove_tree(entry)
         return freed
+
+
+def _orphaned(snapshot: Path, freed: dict[str, int]) -> bool:
+    """Whether the kernel of a snapshot is not in the cache any more."""
+    kernel = snapshot / "kernel"
+    return not kernel.exists() or any(str(folder) in freed for folder in kernel.readlink().parents)
 
 
 def tree_bytes(path: Path) -> int:

@@ -12,11 +12,12 @@ from enum import IntEnum
 from typing import Final, assert_never
 
 MAGIC: Final = 0x5742414C  # "LABW"
-VERSION: Final = 1
+VERSION: Final = 2
 PAYLOAD_MAX: Final = 65536
 STDIN_WINDOW: Final = 65536  # bytes of stdin that may be under way without a Room
 PING_MAX: Final = 64
 SYSRQ_MAX: Final = 16
+SEED_BYTES: Final = 64  # of randomness in a Resume
 KILL_ALL: Final = 0  # the number of a Signal that ends a command and all it started
 
 _HEADER = struct.Struct("<IHHII")
@@ -27,6 +28,8 @@ _EXIT = struct.Struct("<IIIQ")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _WINSIZE = struct.Struct("<HH")
+_RESUME = struct.Struct(f"<QQ{SEED_BYTES}s")
+_RESUMED = struct.Struct("<QQ")
 _FLAG_PTY = 1
 
 
@@ -45,6 +48,8 @@ class FrameType(IntEnum):
     PING = 0x08
     POWEROFF = 0x09
     SYSRQ = 0x0A
+    QUIESCE = 0x0B
+    RESUME = 0x0C
 
     HELLO = 0x81
     STDOUT = 0x82
@@ -55,6 +60,8 @@ class FrameType(IntEnum):
     PONG = 0x87
     HEARTBEAT = 0x88
     ROOM = 0x89
+    QUIESCED = 0x8A
+    RESUMED = 0x8B
 
 
 _WITHOUT_COMMAND = frozenset(
@@ -65,6 +72,10 @@ _WITHOUT_COMMAND = frozenset(
         FrameType.HELLO,
         FrameType.PONG,
         FrameType.HEARTBEAT,
+        FrameType.QUIESCE,
+        FrameType.RESUME,
+        FrameType.QUIESCED,
+        FrameType.RESUMED,
     )
 )
 
@@ -148,6 +159,20 @@ class Sysrq:
     keys: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiesce:
+    """Say Quiesced once no command runs, and then nothing until a Resume."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """To a quiet guest: it goes on, or begins from a snapshot, with this time and randomness."""
+
+    nonce: int  # 64 bits; comes back in Resumed
+    realtime_ns: int  # since 1970
+    seed: bytes  # SEED_BYTES
+
+
 # --- guest to host -----------------------------------------------------------------------------
 
 
@@ -213,8 +238,28 @@ class Room:
     size_bytes: int
 
 
-ToGuest = Exec | Stdin | StdinEof | Signal | Put | Get | Winsize | Ping | Poweroff | Sysrq
-ToHost = Hello | Stdout | Stderr | File | Exit | Error | Pong | Heartbeat | Room
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiesced:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    nonce: int
+    uptime_us: int
+    release: str
+    failure: str  # what of the Resume could not be done; "" if nothing
+
+
+# fmt: off
+ToGuest = (
+    Exec | Stdin | StdinEof | Signal | Put | Get | Winsize | Ping | Poweroff | Sysrq
+    | Quiesce | Resume
+)
+ToHost = (
+    Hello | Stdout | Stderr | File | Exit | Error | Pong | Heartbeat | Room | Quiesced | Resumed
+)
+# fmt: on
 Message = ToGuest | ToHost
 
 
@@ -274,6 +319,13 @@ def _to_guest(message: ToGuest) -> tuple[FrameType, int, bytes]:
             if len(raw) > SYSRQ_MAX:
                 raise WireError("too many Sysrq keys")
             return FrameType.SYSRQ, 0, raw
+        case Quiesce():
+            return FrameType.QUIESCE, 0, b""
+        case Resume():
+            if len(message.seed) != SEED_BYTES:
+                raise WireError(f"a seed of {len(message.seed)} bytes")
+            resume = _RESUME.pack(message.nonce, message.realtime_ns, message.seed)
+            return FrameType.RESUME, 0, resume
         case _:
             assert_never(message)
 
@@ -301,6 +353,12 @@ def _to_host(message: ToHost) -> tuple[FrameType, int, bytes]:
             return FrameType.HEARTBEAT, 0, _U64.pack(message.uptime_us)
         case Room():
             return FrameType.ROOM, message.id, _U32.pack(message.size_bytes)
+        case Quiesced():
+            return FrameType.QUIESCED, 0, b""
+        case Resumed():
+            payload = _RESUMED.pack(message.nonce, message.uptime_us)
+            payload += _string(message.release) + _string(message.failure)
+            return FrameType.RESUMED, 0, payload
         case _:
             assert_never(message)
 
@@ -376,6 +434,12 @@ def _decode_to_guest(kind: FrameType, number: int, raw: bytes) -> ToGuest:
             return Poweroff()
         case FrameType.SYSRQ if len(raw) <= SYSRQ_MAX:
             return Sysrq(keys=raw.decode("ascii"))
+        case FrameType.QUIESCE:
+            _nothing(raw)
+            return Quiesce()
+        case FrameType.RESUME:
+            nonce, realtime_ns, seed = _RESUME.unpack(raw)
+            return Resume(nonce=nonce, realtime_ns=realtime_ns, seed=seed)
         case _:
             raise WireError(f"{kind.name} of {len(raw)} bytes does not go to a guest")
 
@@ -406,6 +470,13 @@ def _decode_to_host(kind: FrameType, number: int, raw: bytes) -> ToHost:
             return Heartbeat(uptime_us=_U64.unpack(raw)[0])
         case FrameType.ROOM:
             return Room(id=number, size_bytes=_U32.unpack(raw)[0])
+        case FrameType.QUIESCED:
+            _nothing(raw)
+            return Quiesced()
+        case FrameType.RESUMED:
+            nonce, uptime_us = _RESUMED.unpack_from(raw)
+            release, failure = _strings(raw[_RESUMED.size :], 2)
+            return Resumed(nonce=nonce, uptime_us=uptime_us, release=release, failure=failure)
         case _:
             raise WireError(f"{kind.name} of {len(raw)} bytes does not come from a guest")
 

@@ -218,6 +218,7 @@ def trial(
     boots: bool = True,
     boot_splats: tuple[Splat, ...] = (),
     accelerator: Accelerator = TCG,
+    restored: bool = False,
 ) -> Trial:
     """What a cell left: by default every case passed."""
     if results is None:
@@ -237,6 +238,7 @@ def trial(
         boot_splats=boot_splats,
         vmstat={"pgfault": 918273, "pgmajfault": 412},
         lockdep_alive=True,
+        restored=restored,
     )
 
 

@@ -130,6 +130,24 @@ def test_kvm_by_force_that_does_not_work(bench: Bench) -> None:
 
 
 @pytest.mark.fake
+def test_kvm_that_is_lost_gives_way_and_is_tried_again_later(bench: Bench) -> None:
+    assert bench.choose("ok").name == "kvm"
+    chosen = asyncio.run(
+        accel.fall_back(
+            "x86_64",
+            kernel=bench.folder / "kernel",
+            initramfs=bench.agent,
+            cache=Cache(root=bench.folder / "cache"),
+            emit=bench.events.append,
+            reason="QEMU ended: no such device",
+        )
+    )
+    assert chosen.name == "tcg" and chosen.boot_s > 0
+    assert chosen.tried == ("KVM: lost in the middle of a run: QEMU ended: no such device",)
+    assert bench.choose("kvm-dies").name == "tcg"  # not from memory
+
+
+@pytest.mark.fake
 def test_tcg_by_force(bench: Bench) -> None:
     chosen = bench.choose("ok", force="tcg")
     assert chosen.name == "tcg" and chosen.tried == ()

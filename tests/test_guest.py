@@ -371,7 +371,7 @@ def _against(*frames: bytes) -> Exited | TimedOut | Down:
     return asyncio.run(main())
 
 
-_HELLO = wire.encode(wire.Hello(version=1, uptime_us=1, release="6.1", failure=""))
+_HELLO = wire.encode(wire.Hello(version=wire.VERSION, uptime_us=1, release="6.1", failure=""))
 _EXIT = wire.Exit(id=1, kind=wire.ExitKind.EXITED, value=0, stuck=0, duration_us=5)
 
 
@@ -384,7 +384,7 @@ _EXIT = wire.Exit(id=1, kind=wire.ExitKind.EXITED, value=0, stuck=0, duration_us
         ((_HELLO, wire.encode(wire.Stdout(id=9, data=b"x"))), "never given"),
         ((_HELLO, wire.encode(wire.Room(id=1, size_bytes=1 << 31))), "Room for more"),
         ((_HELLO, wire.encode(wire.Pong(data=b""))), "without a Ping"),
-        ((wire.encode(wire.Hello(version=2, uptime_us=1, release="", failure="")),), "version 2"),
+        ((wire.encode(wire.Hello(version=9, uptime_us=1, release="", failure="")),), "version 9"),
     ],
 )
 def test_a_guest_that_breaks_the_protocol_is_lost(frames: tuple[bytes, ...], reason: str) -> None:

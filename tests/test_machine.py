@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
+import io
 import os
 import pickle
+import shlex
+import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -21,7 +26,7 @@ from lab import initramfs, machine
 from lab.arch import ARCHS
 from lab.console import Console
 from lab.guest import Down, Exited, Refused, TimedOut
-from lab.machine import Disk, MachineSpec, Timeouts
+from lab.machine import Disk, MachineSpec, Timeouts, dump
 from lab.model import Accelerator, LabFault, MachineEnd, UserError
 from lab.store import Cache
 from tests.fakeqemu import build_agent, install
@@ -63,6 +68,13 @@ def test_argv(arch: str, accel: str, cpu: str) -> None:
     assert text == golden.read_text()
 
 
+def test_gdb_is_waited_for_at_a_socket() -> None:
+    spec = dataclasses.replace(a_spec(), gdb=Path("/private/gdb,sock"))
+    argv = machine.qemu_argv(spec, control_fd=10, console_fd=11, qmp_fd=12)
+    assert "socket,id=gdb,path=/private/gdb,,sock,server=on,wait=off" in argv
+    assert argv[-3:] == ("-gdb", "chardev:gdb", "-S")
+
+
 @pytest.mark.parametrize("serial", ["", "a b", "x" * 21, "a,b", "../x", "-a"])
 def test_a_serial_that_qemu_or_the_guest_would_misread(serial: str) -> None:
     disk = Disk(path=Path("/d"), format="raw", readonly=False, serial=serial)
@@ -80,6 +92,48 @@ def test_console_lines_are_those_of_the_log(tmp_path: Path) -> None:
     console.close()
     assert seen == [(1, "one"), (2, "two"), (3, ""), (4, "three \ufffd"), (5, "last")]
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n\nthree \xff\nlast"
+
+
+def flattened(*records: tuple[int, bytes], end: bool = True) -> io.BytesIO:
+    """A dump as QEMU sends it down a pipe."""
+    raw = b"makedumpfile".ljust(4096, b"\0")
+    for offset, data in records:
+        raw += struct.pack(">qq", offset, len(data)) + data
+    return io.BytesIO(raw + (struct.pack(">qq", -1, -1) if end else b""))
+
+
+def test_a_flattened_dump_is_put_together() -> None:
+    target = io.BytesIO()
+    dump.join(flattened((4, b"later"), (0, b"head"), (20, b"tail")), target, 100)
+    assert target.getvalue() == b"headlater" + b"\0" * 11 + b"tail"
+
+
+@pytest.mark.parametrize(
+    ("stream", "reason"),
+    [
+        (io.BytesIO(b""), "no dump"),
+        (io.BytesIO(b"x" * 5000), "no dump"),
+        (flattened((0, b"head"), end=False), "cut off"),
+        (io.BytesIO(flattened((0, b"head")).getvalue()[:4114]), "cut off"),
+        (flattened((0, b"x" * 60), (0, b"x" * 60)), "larger"),
+        (flattened((1 << 40, b"x")), "larger"),
+        (flattened((-8, b"x")), "larger"),
+    ],
+)
+def test_a_dump_that_is_none_or_has_no_end(stream: io.BytesIO, reason: str) -> None:
+    with pytest.raises(dump.DumpError, match=reason):
+        dump.join(stream, io.BytesIO(), 100)
+
+
+def test_an_elf_dump_is_sparse_and_bounded(tmp_path: Path) -> None:
+    content = b"\x7fELF".ljust(4096, b"x") + b"\0" * (1 << 20) + b"end"
+    path = tmp_path / "memory.elf"
+    with path.open("wb") as target:
+        dump.copy_sparse(io.BytesIO(content), target, 2 << 20)
+    assert path.read_bytes() == content and path.stat().st_blocks * 512 < 100_000
+    for raw, reason in ((b"", "no dump"), (b"x" * 99, "no dump"), (content, "larger")):
+        with pytest.raises(dump.DumpError, match=reason):
+            dump.copy_sparse(io.BytesIO(raw), io.BytesIO(), 1 << 20)
 
 
 def test_a_log_beyond_its_limit_is_cut_but_lines_go_on(tmp_path: Path) -> None:
@@ -188,7 +242,8 @@ def test_a_boot_that_hangs_is_examined(
     hang = (tmp_path / "hang.txt").read_text()
     assert '"running": true' in hang and "CPU#0 answered info registers -a" in hang
     console = (tmp_path / "console.log").read_text()
-    assert console.count("fake: break") == 3 and "lab: no hello within 4 s" in console
+    assert console.count("fake: break") == 3 and "fake: NMI" in console
+    assert "lab: no hello within 4 s" in console
 
 
 @pytest.mark.fake
@@ -423,6 +478,99 @@ def test_a_real_panic_is_told_by_the_machine(real_spec: MachineSpec, tmp_path: P
 
 
 @pytest.mark.vm
+@pytest.mark.timeout(300)
+def test_a_real_panic_leaves_the_memory_of_its_moment(
+    real_spec: MachineSpec, tmp_path: Path
+) -> None:
+    async def main() -> machine.Machine:
+        spec = dataclasses.replace(real_spec, dump=True)
+        async with machine.boot(spec, tmp_path) as box:
+            assert box.guest is not None, box.detail
+            await box.guest.sysrq("c")
+            await box.guest.run(["/init"], timeout_s=100)
+        return box
+
+    box = asyncio.run(main())
+    assert box.end is MachineEnd.PANICKED and "sysrq triggered crash" in box.detail
+    assert box.dump == tmp_path / "memory.kdump"
+    content = box.dump.read_bytes()
+    assert content.startswith(b"KDUMP   ") and box.release.encode() in content[:500]
+    assert len(content) < 200 << 20
+    # The kernel had its last words all the same.
+    assert "Kernel Offset: disabled" in (tmp_path / "console.log").read_text()
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(300)
+def test_a_real_machine_waits_for_gdb(real_spec: MachineSpec, tmp_path: Path) -> None:
+    """Gdb's protocol in four packets: why it stopped, where it is, go on, and it boots."""
+    path = tmp_path / "gdb"
+
+    async def ask(packet: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(path)
+        with contextlib.closing(writer):
+            for words in (b"?", packet):
+                writer.write(b"+$%s#%02x" % (words, sum(words) % 256))
+            await writer.drain()
+            await reader.readuntil(b"#")  # the answer to "?"
+            if packet == b"c":
+                await asyncio.sleep(1)
+                return b""
+            return await reader.readuntil(b"#")
+
+    async def main() -> machine.Machine:
+        spec = dataclasses.replace(real_spec, gdb=path)
+        booting = machine.boot(spec, tmp_path / "t")
+        entering = asyncio.create_task(booting.__aenter__())
+        while not path.exists():
+            await asyncio.sleep(0.05)
+        registers = await ask(b"g")
+        assert len(registers) > 300 and b"$E" not in registers
+        assert (tmp_path / "t" / "console.log").read_bytes() == b"", "it ran before gdb said so"
+        await ask(b"c")
+        box = await entering
+        assert box.guest is not None, box.detail
+        await booting.__aexit__(None, None, None)
+        return box
+
+    box = asyncio.run(main())
+    assert box.end is MachineEnd.POWERED_OFF
+
+
+@pytest.mark.vm
+@pytest.mark.timeout(400)
+def test_real_gdb_stops_in_the_kernel(boot_kernel: Path, tmp_path: Path) -> None:
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is not installed")
+    program = Path(sys.executable).with_name("lab")
+    argv: list[str | Path] = [program, "--quiet", "boot", "--gdb", "--", "uname", "-r"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as lab:
+        assert lab.stderr is not None and lab.stdout is not None
+        said = ""
+        while "target remote" not in said:
+            line = lab.stderr.readline()
+            assert line, said
+            said = line
+        typed = shlex.split(said)
+        for _ in range(300):
+            if Path(typed[-1].removeprefix("target remote ")).exists():
+                break
+            time.sleep(0.1)
+        stops = ["-batch", "-ex", "hbreak start_kernel", "-ex", "continue", "-ex", "backtrace"]
+        # Deleted, and the machine let go: it then boots on.
+        done = subprocess.run(
+            [*typed, *stops, "-ex", "delete", "-ex", "detach"],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert "#0  start_kernel ()" in done.stdout, done.stdout + done.stderr
+        assert lab.stdout.read().startswith("6.1")
+        assert lab.wait(60) == 0
+
+
+@pytest.mark.vm
 def test_a_real_root_that_is_absent(real_spec: MachineSpec, tmp_path: Path) -> None:
     box, _ = live(dataclasses.replace(real_spec, append="lab.root=nosuch"), tmp_path)
     assert box.guest is None
@@ -475,8 +623,11 @@ def test_a_real_hang_is_made_to_talk(real_spec: MachineSpec, tmp_path: Path) -> 
     assert "sysrq: Show Blocked State" in asked and "sysrq: Show backtrace of all" in asked
     # What the lab provoked is no finding about the kernel.
     assert not any("sysrq" in line for line in lines)
+    # Last comes the NMI, on which it shows where it was and gives up.
+    assert "Kernel panic - not syncing: NMI: Not continuing" in asked.partition("sysrq:")[2]
     hang = (tmp_path / "t" / "hang.txt").read_text()
-    assert "RIP=" in hang and '"status": "running"' in hang
+    assert "RIP=" in hang and '"status": "running"' in hang and '"thread-id"' in hang
+    assert "--- inject-nmi\nsent" in hang
 
 
 @pytest.mark.vm

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from lab import model, plan, pool
+from lab.accel import AcceleratorLost
 from lab.config import Machine
-from lab.machine import Timeouts
+from lab.machine import MachineSpec, Timeouts
 from lab.model import (
     Accelerator,
     CaseState,
@@ -21,11 +23,13 @@ from lab.model import (
     Event,
     LabFault,
     MachineEnd,
+    Outcome,
     Side,
     Trial,
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
+from lab.snapshot import Shelf
 from lab.store import write_atomically
 from lab.trial import Kit
 from lab.verdict import JudgeInput, judge, left_out, needs_more
@@ -42,6 +46,7 @@ MATRIX = Matrix(
     memory_bytes=1 << 30,
     cpus=2,
 )
+WELL = MachineEnd.POWERED_OFF
 KERNELS = {side: records.kernel(side) for side in Side}
 
 # How the machine of a cell ends that has reached that case: None is well.
@@ -355,3 +360,89 @@ def test_a_run_that_goes_on_splits_as_it_did(tmp_path: Path) -> None:
     first = pool.settle(tmp_path, "arm64", lambda: Split(machines=3, costs={"a": 1.5}))
     again = pool.settle(tmp_path, "arm64", lambda: Split(machines=1, costs={}))
     assert again == first == Split(machines=3, costs={"a": 1.5})
+
+
+# --- snapshots and accelerators ----------------------------------------------------------------
+
+
+def test_a_qemu_that_kvm_fails_ends_the_round_and_blames_no_kernel(tmp_path: Path) -> None:
+    opened, _, _ = open_pool(tmp_path)
+
+    async def died(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
+        trial = records.trial(cell, boots=False, end=MachineEnd.QEMU_DIED, accelerator=records.KVM)
+        return replace(trial, note="Could not access KVM kernel module")
+
+    opened.execute = died
+    with pytest.raises(AcceleratorLost, match="Could not access KVM"):
+        asyncio.run(opened.run(rounds(range(2))))
+    assert len(opened.trials) == 1  # the rest is not tried
+    # Under TCG the same end says something about this machine, not about KVM.
+    opened, machines, _ = open_pool(tmp_path / "tcg", lambda cell, name: MachineEnd.QEMU_DIED)
+    asyncio.run(opened.run(rounds(range(1))))
+    assert len(machines.cells) > 1
+
+
+def test_after_kvm_was_lost_only_tcg_counts(tmp_path: Path) -> None:
+    cells = rounds(range(2))
+    lost = records.trial(cells[0], boots=False, end=MachineEnd.QEMU_DIED, accelerator=records.KVM)
+    before = [lost, records.trial(cells[0], accelerator=records.KVM)]
+    again = [records.trial(cell, accelerator=records.TCG) for cell in cells]
+    verdict = judge(given([*before, *again], 2))
+    assert verdict.outcome is Outcome.CLEAN
+    assert any("never compared" in reason for reason in verdict.reasons)
+
+
+class OneShelf:
+    """A shelf that has, or lacks, what is asked for; it stands in for `Shelf`."""
+
+    def __init__(self, *kernels: str) -> None:
+        self.kernels = kernels
+
+    def has(self, spec: MachineSpec) -> bool:
+        return str(spec.kernel) in self.kernels
+
+
+BOTH = tuple(str(kernel.image) for kernel in KERNELS.values())
+
+
+@pytest.mark.parametrize(
+    ("on_shelf", "boots", "restored"),
+    [
+        (BOTH, True, True),
+        (BOTH[:1], True, False),
+        ((), True, False),
+        (BOTH, False, False),
+    ],
+)
+def test_each_kernel_boots_once_then_both_sides_are_restored_or_both_boot(
+    tmp_path: Path, on_shelf: tuple[str, ...], boots: bool, restored: bool
+) -> None:
+    opened, _, _ = open_pool(tmp_path)
+    shelf = cast(Shelf, OneShelf(*on_shelf))
+    opened.kits = {side: replace(kit, shelf=shelf) for side, kit in opened.kits.items()}
+    began: list[tuple[int, bool]] = []
+
+    async def note(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
+        began.append((cell.repeat, kit.restore))
+        ok = boots or cell.side is Side.BASE
+        return records.trial(
+            cell, boots=ok, restored=kit.restore, end=MachineEnd.PANICKED if not ok else WELL
+        )
+
+    opened.execute = note
+    asyncio.run(opened.run(rounds(range(3))))
+    first, later = began[:2], began[2:]
+    assert first == [(0, False), (0, False)]
+    assert later == [(repeat, restored) for repeat in (1, 1, 2, 2)]
+    assert all(type(asked) is bool for _, asked in began)
+
+
+def test_the_side_that_comes_second_begins_as_the_first(tmp_path: Path) -> None:
+    opened, _, _ = open_pool(tmp_path)
+    shelf = cast(Shelf, OneShelf(*BOTH))
+    opened.kits = {side: replace(kit, shelf=shelf) for side, kit in opened.kits.items()}
+    base, patched = rounds(range(1))
+    assert not opened._may_restore(base)
+    opened.trials += [records.trial(base), records.trial(patched)]
+    # By now it could be restored; its counterpart booted.
+    assert opened._restorable(patched) and not opened._may_restore(patched)

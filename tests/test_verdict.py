@@ -415,6 +415,35 @@ def test_a_boot_that_fails_now_and_then_is_not_green() -> None:
     assert "1 of 3 boots fail with the series, 0 of 3 without" in " ".join(verdict.reasons)
 
 
+def test_a_restored_machine_says_nothing_about_the_boot() -> None:
+    trials = [
+        trial(cell(side, repeat, cases=ONE), restored=repeat > 0)
+        for repeat in range(4)
+        for side in Side
+    ]
+    seen = observe(trials, arch="x86_64", profile="lockdep", planned=ONE)
+    assert seen.boots == {B: (True,), P: (True,)}
+    assert seen.attempted("boot") == 1 and seen.attempted(ONE[0]) == 4
+    assert judge(judged(trials)).outcome is Outcome.CLEAN
+
+
+def test_a_splat_between_cases_is_weighed_over_restored_machines_too() -> None:
+    trials = [
+        trial(
+            cell(side, repeat, cases=ONE),
+            restored=repeat > 0,
+            boot_splats=(records.WARNING,) if side is P and repeat > 0 else (),
+        )
+        for repeat in range(9)
+        for side in Side
+    ]
+    verdict = judge(judged(trials))
+    assert verdict.outcome is Outcome.REGRESSED
+    assert [finding.kind for finding in verdict.findings] == ["splat"]
+    (splat,) = verdict.splats
+    assert (splat.base_trials, splat.patched, splat.patched_trials) == (9, 8, 9)
+
+
 @pytest.mark.parametrize("end", [MachineEnd.QEMU_DIED, MachineEnd.LOST])
 def test_a_machine_that_the_host_lost_blames_nobody(end: MachineEnd) -> None:
     trials = boots(B, True, True, True) + boots(P, False, False, False, end=end)

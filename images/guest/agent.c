@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The lab's agent in the guest: PID 1 of the initramfs, or `agent --fd N` as a plain process.
+ * The lab's agent in the guest: PID 1 of the initramfs, or `agent --fd N` as a plain process, with
+ * `--quiet` in the state in which a snapshot finds it.
  *
  * It serves frames (wire.h) on the virtio-serial port "lab.control": runs commands, several at
  * once, carries their output and status, and writes and reads files. Its memory is bounded:
@@ -61,6 +62,8 @@ static uint32_t out_start, out_length;
 static unsigned char in[HEADER + WIRE_PAYLOAD_MAX];
 static uint32_t in_length;
 static uint64_t heartbeat_us;
+/* Between QUIESCE and RESUME. Once quiet, nothing is sent: a snapshot holds no half of a frame. */
+static bool quiescing, quiet;
 
 static uint64_t clock_us(clockid_t clock)
 {
@@ -161,6 +164,39 @@ static void say_hello(const char *failure)
 	length = snprintf(payload + sizeof(hello), sizeof(payload) - sizeof(hello), "%s%c%.400s",
 			  name.release, '\0', failure ? failure : "");
 	send_frame(WIRE_HELLO, 0, payload, (uint32_t)sizeof(hello) + (uint32_t)length + 1);
+}
+
+static void say_quiesced(void)
+{
+	for (int i = 0; i < COMMANDS_MAX; i++)
+		if (commands[i].id)
+			return;
+	quiet = send_frame(WIRE_QUIESCED, 0, NULL, 0);
+	quiescing = !quiet;
+}
+
+static bool on_resume(const unsigned char *payload, uint32_t size)
+{
+	struct wire_resumed resumed = { .uptime_us = clock_us(CLOCK_BOOTTIME) };
+	const char *failure = NULL;
+	struct wire_resume resume;
+	struct utsname name;
+	char text[sizeof(resumed) + sizeof(name.release) + 512];
+	int length;
+
+	if (!quiet || size != sizeof(resume))
+		return false;
+	memcpy(&resume, payload, sizeof(resume));
+	if (is_init)
+		failure = renew(resume.realtime_ns, resume.seed, sizeof(resume.seed));
+	quiet = false;
+	heartbeat_us = now_us() + HEARTBEAT_US;
+	uname(&name);
+	resumed.nonce = resume.nonce;
+	memcpy(text, &resumed, sizeof(resumed));
+	length = snprintf(text + sizeof(resumed), sizeof(text) - sizeof(resumed), "%s%c%.400s",
+			  name.release, '\0', failure ? failure : "");
+	return send_frame(WIRE_RESUMED, 0, text, (uint32_t)sizeof(resumed) + (uint32_t)length + 1);
 }
 
 /* --- commands -------------------------------------------------------------------------------- */
@@ -471,6 +507,8 @@ static bool on_frame(uint16_t type, uint32_t id, unsigned char *payload, uint32_
 {
 	struct command *command = id ? find(id) : NULL;
 
+	if (quiet && type != WIRE_RESUME && type != WIRE_POWEROFF)
+		return false;
 	switch (type) {
 	case WIRE_EXEC:
 		return id && on_exec(id, payload, size);
@@ -497,6 +535,11 @@ static bool on_frame(uint16_t type, uint32_t id, unsigned char *payload, uint32_
 		return !id && size <= 64 && send_frame(WIRE_PONG, 0, payload, size);
 	case WIRE_SYSRQ:
 		return !id && on_sysrq(payload, size);
+	case WIRE_QUIESCE:
+		quiescing = true;
+		return !id && !size;
+	case WIRE_RESUME:
+		return !id && on_resume(payload, size);
 	case WIRE_POWEROFF:
 		finish(NULL);
 	default:
@@ -630,10 +673,12 @@ static void __attribute__((noreturn)) serve(void)
 		for (int i = 0; i < COMMANDS_MAX; i++)
 			if (commands[i].id)
 				serve_command(&commands[i], slots + 1 + 4 * i);
+		if (quiescing)
+			say_quiesced();
 		if (now_us() >= heartbeat_us) {
 			uint64_t uptime = clock_us(CLOCK_BOOTTIME);
 
-			if (out_free() >= OUT_RESERVE)
+			if (!quiet && out_free() >= OUT_RESERVE)
 				send_frame(WIRE_HEARTBEAT, 0, &uptime, sizeof(uptime));
 			heartbeat_us = now_us() + HEARTBEAT_US;
 		}
@@ -684,7 +729,8 @@ int main(int argc, char **argv)
 	const char *failure = NULL;
 
 	prepare_signals();
-	if (argc == 3 && !strcmp(argv[1], "--fd")) {
+	if (argc >= 3 && !strcmp(argv[1], "--fd")) {
+		quiet = argc == 4 && !strcmp(argv[3], "--quiet");
 		port = atoi(argv[2]);
 		fcntl(port, F_SETFD, FD_CLOEXEC);
 		fcntl(port, F_SETFL, fcntl(port, F_GETFL) | O_NONBLOCK);
@@ -692,10 +738,11 @@ int main(int argc, char **argv)
 		is_init = true;
 		failure = set_up_guest();
 	} else {
-		fprintf(stderr, "usage: agent --fd N, or as PID 1 of a guest\n");
+		fprintf(stderr, "usage: agent --fd N [--quiet], or as PID 1 of a guest\n");
 		return 2;
 	}
 	heartbeat_us = now_us() + HEARTBEAT_US;
-	say_hello(failure);
+	if (!quiet)
+		say_hello(failure);
 	serve();
 }

@@ -15,7 +15,7 @@
 #endif
 
 #define WIRE_MAGIC		0x5742414cu	/* "LABW" */
-#define WIRE_VERSION		1u
+#define WIRE_VERSION		2u
 #define WIRE_PAYLOAD_MAX	65536u
 /* Bytes of stdin that the host may send ahead of the ROOM frames that it got. */
 #define WIRE_STDIN_WINDOW	65536u
@@ -40,6 +40,8 @@ enum wire_type {
 	WIRE_PING	= 0x08,	/* up to 64 bytes, echoed in PONG */
 	WIRE_POWEROFF	= 0x09,
 	WIRE_SYSRQ	= 0x0a,	/* keys for /proc/sysrq-trigger, up to 16 */
+	WIRE_QUIESCE	= 0x0b,	/* say QUIESCED once nothing runs, then nothing until RESUME */
+	WIRE_RESUME	= 0x0c,	/* wire_resume: this machine goes on, or begins, from here */
 
 	/* guest to host */
 	WIRE_HELLO	= 0x81,	/* wire_hello; kernel release, failure ("" if none) */
@@ -51,6 +53,8 @@ enum wire_type {
 	WIRE_PONG	= 0x87,	/* the bytes of the PING */
 	WIRE_HEARTBEAT	= 0x88,	/* u64 uptime in microseconds, once a second */
 	WIRE_ROOM	= 0x89,	/* u32: so many bytes of stdin were consumed */
+	WIRE_QUIESCED	= 0x8a,
+	WIRE_RESUMED	= 0x8b,	/* wire_resumed; kernel release, failure ("" if none) */
 };
 
 #define WIRE_EXEC_PTY	0x1u
@@ -71,6 +75,23 @@ struct wire_put {
 
 struct wire_hello {
 	uint32_t version;
+	uint64_t uptime_us;
+} __attribute__((packed));
+
+/*
+ * A snapshot is taken of a quiet guest. Any number of machines may go on from it: each is told
+ * the time, which has passed without it, and is given randomness of its own.
+ */
+#define WIRE_SEED_BYTES		64
+
+struct wire_resume {
+	uint64_t nonce;		/* comes back in RESUMED */
+	uint64_t realtime_ns;	/* since 1970 */
+	uint8_t seed[WIRE_SEED_BYTES];
+} __attribute__((packed));
+
+struct wire_resumed {
+	uint64_t nonce;
 	uint64_t uptime_us;
 } __attribute__((packed));
 

@@ -10,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import accel, build, campaign, image, initramfs, plan, subject, tree, trial
+from lab import accel, build, image, initramfs, plan, selection, subject, tree, trial
 from lab.arch import arch as arch_row
 from lab.bisect import Step, StepKind
 from lab.build.signature import signature
@@ -32,51 +33,34 @@ from lab.model import (
     Trial,
     UserError,
 )
+from lab.rig import SCRATCH_BYTES
+from lab.selection import Selection
 from lab.store import Cache, remove_tree
 from lab.suites import registry
-from lab.suites.protocol import PlannedCase, Suite
+from lab.suites.protocol import Ground
 from lab.tree import Tree
+from lab.trial import Kit
 
 # Runs the cases of one kernel once; (kernel, repeat, folder for the evidence).
 Boot = Callable[[Kernel, int, Path], Sequence[Trial]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cases:
-    """What is run: the cases of the symptom, and the suites that they are of."""
-
-    suites: tuple[Suite, ...]
-    cases: tuple[PlannedCase, ...]
-
-
-def find_cases(names: Sequence[str], config: Config) -> Cases:
+def find_cases(names: Sequence[str], config: Config, ground: Ground) -> Selection:
     """The cases of those names; none named are all that would be planned. Raises `UserError`."""
-    if not names:
-        suites = registry.find(config.suites or subject.DEFAULT_SUITES)
-        options = subject.suite_options(config)
-        cases = [case for suite in suites for case in suite.plan(options)]
-        return Cases(suites=suites, cases=tuple(cases))
-    found: list[PlannedCase] = []
-    suites = registry.find(tuple(dict.fromkeys(name.partition("/")[0] for name in names)))
-    for name in dict.fromkeys(names):
-        (suite,) = registry.find((name.partition("/")[0],))
-        found.append(_find_case(name, suite, config))
-    return Cases(suites=suites, cases=tuple(found))
-
-
-def _find_case(name: str, suite: Suite, config: Config) -> PlannedCase:
-    """A case by its name, also one that the options at hand would not plan."""
     options = subject.suite_options(config)
-    planned = {case.name: case for case in suite.plan(options)}
-    parts = name.split("/")
-    if name not in planned and len(parts) == 3:
-        narrowed = dataclasses.replace(options, filesystems=(parts[1],), scenarios=(parts[2],))
-        planned |= {case.name: case for case in suite.plan(narrowed)}
-    if name not in planned:
-        raise UserError(
-            f"{suite.name} has no case {name!r}", hint=f"it would run: {', '.join(planned)}"
+    if not names:
+        words = config.suites or subject.DEFAULT_SUITES
+        return selection.select(selection.parse(words), options, ground=ground)
+    wanted = selection.parse(tuple(dict.fromkeys(name.partition("/")[0] for name in names)))
+    parts = [name.split("/") for name in names]
+    if all(part[0] == "faultstress" and len(part) == 3 for part in parts):
+        # Also those that the options at hand would not plan.
+        options = dataclasses.replace(
+            options,
+            filesystems=tuple(dict.fromkeys(part[1] for part in parts)),
+            scenarios=tuple(dict.fromkeys(part[2] for part in parts)),
         )
-    return planned[name]
+    return selection.select(wanted, options, only=names, ground=ground)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,7 +69,7 @@ class KernelBench:
 
     track: Track
     symptom: Symptom
-    cases: Cases
+    cases: Selection
     config: Config
     cache: Cache
     folder: Path  # of the bisection; evidence goes below it
@@ -157,9 +141,8 @@ class KernelBench:
 
     def _check_needs(self, kernel: Kernel) -> None:
         text = kernel.config.read_text()
-        options = subject.suite_options(self.config)
         for suite in self.cases.suites:
-            missing = registry.missing_symbols(suite.needs(options), text)
+            missing = registry.missing_symbols(suite.needs(), text)
             if missing:
                 raise UserError(
                     f"suite {suite.name} needs {', '.join(missing)}, which this configuration "
@@ -185,8 +168,6 @@ class KernelBench:
         began = time.monotonic()
         trials = self.boot(self.kernels[revision], repeat, folder)
         answer = judge(self.symptom, trials)
-        if answer.kind is StepKind.GOOD:
-            _thin(folder)
         return Step(
             kind=answer.kind,
             revision=revision,
@@ -196,18 +177,11 @@ class KernelBench:
         )
 
 
-def _thin(folder: Path) -> None:
-    """Overlays and scratch disks of a machine that was well are of no use to anybody."""
-    for path in folder.rglob("*"):
-        if path.suffix in (".qcow2", ".raw") and path.is_file():
-            path.unlink()
-
-
 @dataclass(slots=True, kw_only=True)
 class Machines:
     """Runs cases of a kernel in QEMU: a `Boot`."""
 
-    cases: Cases
+    cases: Selection
     config: Config
     cache: Cache
     emit: Emit
@@ -217,9 +191,7 @@ class Machines:
     def __call__(self, kernel: Kernel, repeat: int, folder: Path) -> tuple[Trial, ...]:
         """In as many machines as it takes: what goes down is charged to one case."""
         root, ramfs, accelerator = self._equip(kernel)
-        kit = campaign.kit(
-            kernel, self.cases.suites, self.cases.cases, self.config, root, ramfs, accelerator
-        )
+        kit = self._kit(kernel, root, ramfs, accelerator)
         todo: Cell | None = self._cell(kernel, repeat, root)
         trials: list[Trial] = []
         while todo is not None:
@@ -247,6 +219,23 @@ class Machines:
             )
             self._equipment = (root, ramfs, accelerator)
         return self._equipment
+
+    def _kit(self, kernel: Kernel, root: RootImage, ramfs: Path, accelerator: Accelerator) -> Kit:
+        cases = self.cases.cases
+        work_s = sum(case.timeout_s for case in cases)
+        return Kit(
+            kernel=kernel,
+            initramfs=ramfs,
+            image=root,
+            accelerator=accelerator,
+            timeouts=subject.timeouts(self.config, accelerator, work_s=work_s),
+            suites=self.cases.suites,
+            cases={case.name: case for case in cases},
+            scratch_bytes=SCRATCH_BYTES,
+            allowed=subject.known_splats(self.config),
+            today=datetime.now(UTC).date(),
+            disks=self.cases.disks.get((kernel.arch, kernel.side), ()),
+        )
 
     def _cell(self, kernel: Kernel, repeat: int, root: RootImage) -> Cell:
         return Cell(

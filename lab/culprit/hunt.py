@@ -18,15 +18,18 @@ from pathlib import Path
 import msgspec
 
 import lab
-from lab import bisect, campaign, intake, model, subject
+from lab import bisect, campaign, intake, model, subject, tree
+from lab.arch import arch as arch_row
 from lab.bisect import Bench, Header, Result, Rules, State, Step, StepKind, wording
 from lab.config import Config
 from lab.culprit import track as tracks
-from lab.culprit.bench import Cases, KernelBench, Machines, find_cases
+from lab.culprit.bench import KernelBench, Machines, find_cases
 from lab.culprit.symptom import Symptom, of_run
 from lab.culprit.track import Track
-from lab.model import Emit, Event, EventKind, LabFault, RunRecord, Series, UserError
+from lab.model import Emit, Event, EventKind, LabFault, RunRecord, Series, Side, UserError
+from lab.selection import Selection
 from lab.store import Cache, is_locked, locked, write_atomically
+from lab.suites.protocol import Ground
 
 LOG = "bisect.jsonl"
 RECORD = "bisect.json"
@@ -68,7 +71,7 @@ class Hunt:
     config: Config
     track: Track
     symptom: Symptom
-    cases: Cases
+    cases: Selection
     notes: tuple[str, ...] = field(default=())
 
 
@@ -87,8 +90,6 @@ def prepare(request: Request, cache: Cache, emit: Emit) -> Hunt:
     if request.cases or request.splat:
         names = request.cases or symptom.cases
         symptom, note = Symptom(cases=names, splat=request.splat), ""
-    cases = find_cases(symptom.cases, config)
-    symptom = replace(symptom, cases=tuple(case.name for case in cases.cases))
     if request.fragments is not None:
         track = tracks.of_fragments(request.fragments, series, config, cache, emit)
     elif request.span is not None:
@@ -96,6 +97,14 @@ def prepare(request: Request, cache: Cache, emit: Emit) -> Hunt:
     else:
         assert series is not None  # `_check`
         track = tracks.of_series(series, config, cache, emit)
+    trees = {
+        side: tree.at(track.source, point.step, cache=cache, emit=emit)
+        for side, point in ((Side.BASE, track.points[0]), (Side.PATCHED, track.points[-1]))
+    }
+    archs = tuple(arch_row(name).name for name in config.arch)
+    ground = Ground(archs=archs, trees=trees, config=config, cache=cache, emit=emit)
+    cases = find_cases(symptom.cases, config, ground)
+    symptom = replace(symptom, cases=tuple(case.name for case in cases.cases))
     return Hunt(
         config=config, track=track, symptom=symptom, cases=cases, notes=(note,) if note else ()
     )

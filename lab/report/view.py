@@ -101,6 +101,8 @@ class Row:
     boots: int
     boots_tried: int
     boot_s: float | None  # median
+    restores: int  # machines that began from a snapshot
+    restore_s: float | None  # median
     passed: int  # cases that passed every time they could be decided
     failed: int  # cases that failed at least once
     other: int  # cases of which neither is known
@@ -122,7 +124,10 @@ class Row:
         if not self.boots_tried:
             return "not tried"
         often = f"{self.boots} of {self.boots_tried}"
-        return often if self.boot_s is None else f"{often}, {self.boot_s:.1f} s"
+        told = often if self.boot_s is None else f"{often}, {self.boot_s:.1f} s"
+        if self.restore_s is None:
+            return told
+        return f"{told}; {self.restores} restored, {self.restore_s:.1f} s"
 
     @property
     def cases(self) -> str:
@@ -138,7 +143,8 @@ def matrix(record: RunRecord) -> tuple[Row, ...]:
 
 def _row(record: RunRecord, arch: str, side: Side) -> Row:
     trials = [t for t in record.trials if (t.cell.arch, t.cell.side) == (arch, side)]
-    booted = [t.boot_s for t in trials if t.boot_s is not None]
+    booted = [t.boot_s for t in trials if t.boot_s is not None and not t.restored]
+    restored = [t.boot_s for t in trials if t.boot_s is not None and t.restored]
     tallies = [
         case.base if side is Side.BASE else case.patched
         for case in record.verdict.cases
@@ -151,8 +157,10 @@ def _row(record: RunRecord, arch: str, side: Side) -> Row:
         kernel=next((k for k in record.kernels if (k.arch, k.side) == (arch, side)), None),
         failure=next((f for f in record.failures if (f.arch, f.side) == (arch, side)), None),
         boots=len(booted),
-        boots_tried=len(trials),
+        boots_tried=sum(1 for t in trials if not t.restored),
         boot_s=statistics.median(booted) if booted else None,
+        restores=len(restored),
+        restore_s=statistics.median(restored) if restored else None,
         passed=sum(1 for tally in tallies if tally.passed and not tally.failed),
         failed=sum(1 for tally in tallies if tally.failed),
         other=sum(1 for tally in tallies if not tally.decided),

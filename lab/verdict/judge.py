@@ -27,7 +27,15 @@ from lab.model import (
 )
 from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
-from lab.verdict.observe import BOOT, TAKEN_DOWN, Observed, SplatSeen, observe, tally
+from lab.verdict.observe import (
+    BOOT,
+    OUTSIDE,
+    TAKEN_DOWN,
+    Observed,
+    SplatSeen,
+    observe,
+    tally,
+)
 
 # The kind of splat by which lockdep says that it gave up for want of room (lab.splat.kinds).
 SPENT = "lockdep-limit"
@@ -199,7 +207,7 @@ def _wanted(arch: _Arch, given: JudgeInput) -> dict[str, int]:
             continue
         seen = arch.observed.splats[key].cases
         # Outside of any case: the whole plan is what provoked it.
-        for case in arch.planned if BOOT in seen else sorted(seen & set(arch.planned)):
+        for case in arch.planned if seen & {BOOT, OUTSIDE} else sorted(seen & set(arch.planned)):
             ask(case, weighed.more)
     return wanted
 

@@ -16,6 +16,9 @@ from lab.verdict.chance import Sample
 
 # The name under which "does it boot?" is weighed like a case.
 BOOT = "boot"
+# What is seen between two cases is seen here, in restored machines too, which say nothing about
+# the boot. No case has this name.
+OUTSIDE = "outside of any case"
 
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
 # When machines of one repeat disagree, the later in this list stands.
@@ -59,7 +62,7 @@ class SplatSeen:
     """Where one splat was seen, and in which repeats it could have been."""
 
     splat: Splat
-    cases: set[str] = field(default_factory=set)  # BOOT: outside of any case
+    cases: set[str] = field(default_factory=set)  # or BOOT, OUTSIDE
     seen: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
     exposed: dict[Side, set[int]] = field(default_factory=lambda: {side: set() for side in Side})
 
@@ -80,7 +83,7 @@ class SplatSeen:
 class Observed:
     """All that the trials of one architecture showed."""
 
-    answers: Mapping[Side, Mapping[str, Answers]]  # planned cases and BOOT
+    answers: Mapping[Side, Mapping[str, Answers]]  # planned cases, BOOT and OUTSIDE
     boots: Mapping[Side, tuple[bool, ...]]  # machine by machine: a boot may be tried again
     splats: Mapping[str, SplatSeen]
     notes: tuple[str, ...]  # trials that were left out, and why
@@ -136,13 +139,15 @@ def observe(
     mine = [trial for trial in trials if trial.cell.arch == arch]
     kept, notes = _comparable(mine, arch, profile)
     answers: dict[Side, dict[str, dict[int, Answer]]] = {side: defaultdict(dict) for side in Side}
-    wanted = {*planned, BOOT}
+    wanted = {*planned, BOOT, OUTSIDE}
     parts = tuple(name for name in dict.fromkeys(planned) if case_of(name) != name)
     for trial in kept:
         cell = trial.cell
         said = {result.name: result for result in trial.results}
         here = answers[cell.side]
-        _fold(here[BOOT], cell.repeat, _boot_answer(trial))
+        _fold(here[OUTSIDE], cell.repeat, _boot_answer(trial))
+        if not trial.restored:
+            _fold(here[BOOT], cell.repeat, _boot_answer(trial))
         # What was planned and is not in `said` stays missing, and so does a part of it that any
         # other trial told of.
         for name in (*cell.cases, *(part for part in parts if case_of(part) in cell.cases)):
@@ -158,7 +163,9 @@ def observe(
             side: tuple(
                 not failed
                 for trial in kept
-                if trial.cell.side is side and (failed := _boot_answer(trial).failed) is not None
+                if trial.cell.side is side
+                and not trial.restored
+                and (failed := _boot_answer(trial).failed) is not None
             )
             for side in Side
         },
@@ -262,7 +269,8 @@ def _splats(
 ) -> dict[str, SplatSeen]:
     found: dict[str, SplatSeen] = {}
     for trial in trials:
-        places = [(BOOT, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
+        outside = OUTSIDE if trial.restored else BOOT
+        places = [(outside, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
         for case, splats in places:
             for splat in (splat for splat in splats if not splat.allowed):
                 here = found.setdefault(splat_key(splat), SplatSeen(splat=splat))

@@ -17,6 +17,13 @@ control port. Modes (the first word of the "kernel"):
     kvm-dies        with -accel kvm it aborts, else ok
     kvm-spins       with -accel kvm it never boots, else ok
     failed-root     the agent cannot set the guest up
+
+It can be saved and restored: the state it writes is a line of text, which it insists on when it
+comes back. Then the second word of the "kernel" counts:
+
+    stale           the port has a frame from before the snapshot in it
+    other           the answer is one that another machine was asked for
+    mute            no answer comes
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ import sys
 import time
 from pathlib import Path
 
+STATE = b"the state of a fake machine\n"
 PANIC = "[    1.5] Kernel panic - not syncing: planted by a test"
 
 
@@ -50,6 +58,9 @@ class Fake:
         self.agent: subprocess.Popen[bytes] | None = None
         self.requests = ""
         self.followed = 0  # bytes of the file that were taken
+        self.passed: list[int] = []
+        self.incoming = "-incoming" in argv
+        self.loaded = False
 
     def say(self, line: str) -> None:
         self.console.sendall(line.encode() + b"\r\n")
@@ -65,7 +76,8 @@ class Fake:
         self.send({"QMP": {"version": version, "capabilities": []}})
 
     def answer(self) -> None:
-        data = self.qmp.recv(65536)
+        data, fds, _, _ = socket.recv_fds(self.qmp, 65536, 4)
+        self.passed += fds
         if not data:
             sys.exit(1)
         self.requests += data.decode()
@@ -80,21 +92,52 @@ class Fake:
                 result = f"CPU#0 answered {request['arguments']['command-line']}\r\n"
             if request["execute"] == "chardev-send-break":
                 self.say("fake: break")
+            if request["execute"] == "inject-nmi":
+                self.say("fake: NMI")
             self.send({"return": result, "id": request.get("id")})
+            if request["execute"] in ("migrate", "migrate-incoming"):
+                self.migrate(incoming=request["execute"] != "migrate")
+            if request["execute"] == "cont" and self.loaded:
+                self.loaded = False
+                self.go_on()
 
-    def start_agent(self) -> None:
+    def migrate(self, *, incoming: bool) -> None:
+        fd = self.passed.pop()
+        if incoming and os.read(fd, 1000) != STATE:
+            sys.stderr.write("fake: load of migration failed\n")
+            sys.exit(1)
+        if not incoming:
+            os.write(fd, STATE)
+        self.loaded = incoming
+        self.event("MIGRATION", status="completed")
+
+    def go_on(self) -> None:
+        match self.words:
+            case ["stale"]:
+                self.frame(0x88, struct.pack("<Q", 1))
+            case ["other"]:
+                self.frame(0x8B, struct.pack("<QQ", 1, 1) + b"fake\0\0")
+            case ["mute"]:
+                return
+        self.start_agent("--quiet")
+
+    def start_agent(self, *options: str) -> None:
         fd = self.fds["control"]
-        self.agent = subprocess.Popen([self.agent_path, "--fd", str(fd)], pass_fds=[fd])
+        argv = [self.agent_path, "--fd", str(fd), *options]
+        self.agent = subprocess.Popen(argv, pass_fds=[fd])
         self.say("lab: agent ready")
 
+    def frame(self, kind: int, payload: bytes) -> None:
+        header = struct.pack("<IHHII", 0x5742414C, kind, 0, 0, len(payload))
+        os.write(self.fds["control"], header + payload)
+
     def hello(self, failure: str) -> None:
-        payload = struct.pack("<IQ", 1, 1) + b"fake\0" + failure.encode() + b"\0"
-        os.write(
-            self.fds["control"],
-            struct.pack("<IHHII", 0x5742414C, 0x81, 0, 0, len(payload)) + payload,
-        )
+        payload = struct.pack("<IQ", 2, 1) + b"fake\0" + failure.encode() + b"\0"
+        self.frame(0x81, payload)
 
     def boot(self) -> None:
+        if self.incoming:
+            return
         if self.mode == "kvm-dies" and self.accel == "kvm":
             sys.stderr.write("qemu-system-x86_64: error: failed to set MSR 0x10a\nAborted\n")
             sys.exit(134)

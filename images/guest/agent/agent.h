@@ -49,6 +49,8 @@ bool kernel_argument(const char *name, char *value, size_t size);
 void link_disks(void);
 const char *enter_root(const char *serial);	/* NULL, or why not */
 void raise_loopback(void);
+/* After a snapshot: set the clock, mix in randomness. NULL, or what could not be done. */
+const char *renew(uint64_t realtime_ns, const void *seed, size_t size);
 void write_file(const char *path, const char *text);
 
 #endif

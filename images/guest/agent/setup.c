@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -218,4 +219,34 @@ const char *enter_root(const char *serial)
 	mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755");
 	mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
 	return NULL;
+}
+
+/*
+ * A machine that begins from a snapshot has the time and the random pool of the moment when that
+ * was taken, and shares them with all others that begin there.
+ */
+const char *renew(uint64_t realtime_ns, const void *seed, size_t size)
+{
+	struct timespec now = {
+		.tv_sec = (time_t)(realtime_ns / 1000000000u),
+		.tv_nsec = (long)(realtime_ns % 1000000000u),
+	};
+	struct {
+		struct rand_pool_info info;
+		unsigned char bytes[256];
+	} pool = { .info = { .entropy_count = (int)size * 8, .buf_size = (int)size } };
+	const char *failure = NULL;
+	int fd;
+
+	if (clock_settime(CLOCK_REALTIME, &now))
+		return failed("set", "the clock");
+	fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return failed("open", "/dev/urandom");
+	memcpy(pool.info.buf, seed, size < sizeof(pool.bytes) ? size : sizeof(pool.bytes));
+	/* The pool alone is not read again for minutes: the generator has to be told. */
+	if (ioctl(fd, RNDADDENTROPY, &pool) || ioctl(fd, RNDRESEEDCRNG))
+		failure = failed("seed", "the random generator");
+	close(fd);
+	return failure;
 }

@@ -1,37 +1,32 @@
-"""A specification goes in; the argv of a QEMU, or a running machine and how it ended, come out.
+"""A specification goes in; a running machine, and how it ended, come out.
 
-The first half is pure. The second runs one QEMU for the length of an `async with` block, tees its
-console, watches it with three watchdogs, and says truthfully how its life ended: what the kernel
-did is a `MachineEnd`, never an exception. Raises `UserError` if QEMU is not installed, `LabFault`
-if the lab's own disk is full or a file of the specification is absent.
+One QEMU runs for the length of an `async with` block. Its console is teed, watchdogs watch it, and
+how its life ended is said truthfully: what the kernel did is a `MachineEnd`, never an exception.
+Raises `UserError` if QEMU is not installed, `LabFault` if the lab's own disk is full or a file of
+the specification is absent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from qemu.qmp import EventListener, QMPClient, QMPError, Runstate
 
-from lab import arch as architectures
 from lab import guest as guests
 from lab import host
 from lab.console import Console
 from lab.guest import Down, Guest
-from lab.model import Accelerator, LabFault, MachineEnd
+from lab.machine import dump, state
+from lab.machine.argv import MachineSpec, qemu_argv
+from lab.machine.witness import Witness
+from lab.model import LabFault, MachineEnd
 from lab.store import write_atomically
-
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-_SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")  # virtio-blk carries 20 bytes
-
 
 # After "panicked" a kernel still flushes its console and resets; then -no-reboot ends QEMU.
 _PANIC_GRACE_S: Final = 10.0
@@ -44,99 +39,6 @@ _CONSOLE_PAUSE_S: Final = 0.02
 _DEAF_FACTOR: Final = 3
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # a QEMU that ends is no news
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
-    """A virtio disk; the guest finds it as /dev/disk/by-lab/SERIAL."""
-
-    path: Path
-    format: str  # "raw" | "qcow2"
-    readonly: bool
-    serial: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """Limits of the three watchdogs."""
-
-    boot_s: float  # from QEMU's start to the agent's hello
-    silence_s: float  # without a byte on the console and from the agent
-    wall_s: float  # of the whole machine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineSpec:
-    arch: str
-    kernel: Path
-    initramfs: Path
-    disks: tuple[Disk, ...]
-    memory_bytes: int
-    cpus: int
-    accelerator: Accelerator
-    timeouts: Timeouts
-    append: str = ""  # added to the kernel's command line
-
-
-# --- the argv ----------------------------------------------------------------------------------
-
-
-def command_line(spec: MachineSpec) -> str:
-    """The kernel's command line."""
-    row = architectures.arch(spec.arch)
-    # A panic resets at once, and -no-reboot turns the reset into QEMU's end.
-    # Without KASLR addresses in two logs can be compared, and nothing has to be relocated.
-    words = [f"console={row.console}", row.cmdline, "panic=-1 nokaslr"]
-    if spec.accelerator.name == "tcg":
-        words.append(row.tcg_cmdline)
-    words.append(spec.append)
-    return " ".join(word for word in words if word)
-
-
-def _disk_argv(number: int, disk: Disk) -> list[str]:
-    if not _SERIAL.fullmatch(disk.serial):
-        raise LabFault(f"not a disk serial: {disk.serial!r}")
-    name = str(disk.path).replace(",", ",,")
-    drive = f"if=none,id=disk{number},file={name},format={disk.format}"
-    # Nobody reads these disks after a crash of the host: no flush has to reach the platter.
-    drive += ",cache=unsafe,discard=unmap"
-    if disk.readonly:
-        drive += ",readonly=on"
-    device = f"virtio-blk-pci,drive=disk{number},serial={disk.serial}"
-    return ["-drive", drive, "-device", device]
-
-
-def qemu_argv(
-    spec: MachineSpec, *, control_fd: int, console_fd: int, qmp_fd: int
-) -> tuple[str, ...]:
-    """The whole command. The three descriptors are connected sockets that QEMU inherits."""
-    row = architectures.arch(spec.arch)
-    threads = ",thread=multi" if spec.accelerator.name == "tcg" else ""
-    argv = [
-        *(row.qemu, "-name", "lab", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-no-reboot", "-action", "panic=none", "-sandbox", _SANDBOX, "-nic", "none"),
-        *(
-            "-machine",
-            row.board,
-            "-accel",
-            f"{spec.accelerator.name}{threads}",
-        ),
-        *("-cpu", spec.accelerator.cpu, "-smp", str(spec.cpus)),
-        *("-m", f"{spec.memory_bytes >> 20}M"),
-        *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
-        *("-append", command_line(spec)),
-        *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
-        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"socket,id=control,fd={control_fd}", "-device", "virtio-serial-pci"),
-        *("-device", "virtserialport,chardev=control,name=lab.control"),
-        *("-device", "virtio-rng-pci", "-device", "pvpanic-pci"),
-    ]
-    for number, disk in enumerate(spec.disks):
-        argv += _disk_argv(number, disk)
-    return tuple(argv)
-
-
-# --- a running machine -------------------------------------------------------------------------
 
 
 class Machine:
@@ -161,9 +63,11 @@ class Machine:
         self.argv: tuple[str, ...] = ()
         self.guest: Guest | None = None  # None: it did not boot, and `end` says how
         self.release = ""  # of the kernel that runs
-        self.boot_s: float | None = None
+        self.boot_s: float | None = None  # or of the restore, from QEMU's start to the answer
+        self.restored = False  # it began from a snapshot
         self.detail = ""  # more about the end: the panic's line, QEMU's complaint
         self.fault: LabFault | None = None
+        self.dump: Path | None = None  # the guest's memory when it panicked or hung
 
     @property
     def running(self) -> bool:
@@ -202,6 +106,61 @@ class Machine:
         # left open, asyncio would mistake the next socket of that number for it.
         with contextlib.suppress(QMPError, OSError):
             await self._qmp.connect(sock.dup())
+            if self._spec.dump:
+                await self._qmp.execute("set-action", {"panic": "pause"})
+
+    async def restore(self, greeting: asyncio.Task[None], guest: Guest, fd: int) -> None:
+        """Begin from the state in that file; what does not work ends the machine."""
+        await asyncio.wait((greeting,))
+        try:
+            await state.load(self._qmp, fd)
+            await state.go_on(self._qmp)
+        except state.StateError as error:
+            # A QEMU that dislikes the state ends, and its last words say more.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _QMP_S)
+            self._finish(MachineEnd.LOST, f"its state cannot be loaded: {error}")
+            return
+        # An answer that says what went wrong, or that is not the one asked for, ends it as well.
+        await guest.resume(timeout_s=self._spec.timeouts.boot_s)
+
+    async def save(self, fd: int, at_rest: Callable[[], None]) -> None:
+        """Write the state to a file, call `at_rest` while the disks stand still, and go on.
+
+        No command may be under way. Raises `StateError`; then the machine either goes on as if
+        nothing had been, or has ended.
+        """
+        assert self.guest is not None
+        if not await self.guest.quiesce():
+            self._finish(MachineEnd.LOST, "the agent did not become quiet")
+            raise state.StateError("the agent did not become quiet")
+        saving = asyncio.create_task(state.save(self._qmp, fd))
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait((saving, ended), return_when="FIRST_COMPLETED")
+            if not saving.done():
+                raise state.StateError("the machine ended")
+            await saving
+            at_rest()
+        finally:
+            for task in (saving, ended):
+                task.cancel()
+            await asyncio.wait((saving, ended))
+            await self._wake(self.guest)
+
+    async def _wake(self, guest: Guest) -> None:
+        """Let a saved machine go on; one that does not is lost, by no fault of its kernel."""
+        if self._ended.is_set():
+            return
+        try:
+            await state.go_on(self._qmp)
+        except state.StateError as error:
+            self._finish(MachineEnd.LOST, f"it does not go on after a snapshot: {error}")
+            return
+        failure = await guest.resume()
+        if failure != "" and self._end is None:
+            told = failure or "no answer"
+            self._finish(MachineEnd.LOST, f"the agent does not go on after a snapshot: {told}")
 
     async def disconnect_qmp(self) -> None:
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
@@ -265,6 +224,8 @@ class Machine:
             return True
         if self._panicked_at is None and self._panic_event():
             self._panicked_at = now
+            await self._after_panic()
+            return False
         if self._panicked_at is not None:
             return now - self._panicked_at > _PANIC_GRACE_S
         if now - self._started > limits.wall_s:
@@ -321,45 +282,43 @@ class Machine:
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(self._loop.sock_sendall(self._serial, keys), _QMP_S)
 
-    # --- a hang ----------------------------------------------------------------------------
+    # --- a hang, a panic -------------------------------------------------------------------
 
     async def _examine(self, reason: str) -> None:
-        """Have a hung machine tell what it can: hang.txt, and the kernel's answers to sysrq."""
-        self._console.note(f"{reason}; sysrq w, l, d follow")
-        parts = [f"{reason}\n"]
-        await self._ask_kernel()
-        for title, command in (
-            ("query-status", "query-status"),
-            ("info registers -a", "human-monitor-command"),
-        ):
-            arguments = {"command-line": title} if command == "human-monitor-command" else {}
-            answer = await self._execute(command, **arguments)
-            text = answer if isinstance(answer, str) else json.dumps(answer, indent=1)
-            parts.append(f"--- {title}\n{text}\n".replace("\r", ""))
-        write_atomically(self._folder / "hang.txt", "\n".join(parts).encode())
-
-    async def _ask_kernel(self) -> None:
-        """Sysrq over the serial line: it needs neither the agent nor any process."""
-        if self._serial is None:
-            return
+        """Have a hung machine tell what it can, before it is killed."""
+        self._console.note(f"{reason}; sysrq w, d, l and an NMI follow")
         if self.guest is not None:
-            await asyncio.wait((asyncio.ensure_future(self.guest.sysrq("wld")),), timeout=1.0)
-        for key in b"wld":
-            await self._execute("chardev-send-break", id="console")
-            await self.type_on_console(bytes([key]))
-            before = -1
-            for _ in range(20):  # at most 2 s a key; less if it prints nothing more
-                if self._console.received_bytes == before:
-                    break
-                before = self._console.received_bytes
-                await asyncio.sleep(0.1)
+            await asyncio.wait((asyncio.ensure_future(self.guest.sysrq("wdl")),), timeout=1.0)
+        witness = Witness(qmp=self._qmp, console=self._console, keys=self.type_on_console)
+        await witness.ask_kernel()
+        told = await witness.machine_state(reason)
+        if self._spec.dump:
+            await self._dump()
+        told += await witness.interrupt()
+        write_atomically(self._folder / "hang.txt", told.encode())
 
-    async def _execute(self, command: str, **arguments: object) -> object:
-        """A QMP command; what went wrong is the answer then."""
-        try:
-            return await asyncio.wait_for(self._qmp.execute(command, arguments or None), _QMP_S)
-        except (TimeoutError, QMPError, OSError, EOFError) as error:
-            return f"no answer: {type(error).__name__} {error}"
+    async def _dump(self) -> None:
+        """Keep the guest's memory; without it the trial goes on as it would have."""
+        if self.dump is not None:
+            return
+        path = self._folder / dump.file_name(self._spec.arch)
+        complaint = await dump.take(
+            self._qmp, path, arch=self._spec.arch, release=self.release or "unknown"
+        )
+        if complaint:
+            self._console.note(f"no memory dump: {complaint}")
+        else:
+            self.dump = path
+
+    async def _after_panic(self) -> None:
+        """QEMU stands still in the moment of the panic if a dump is wanted: take it, and let the
+        kernel say the rest."""
+        if not self._spec.dump:
+            return
+        await self._dump()
+        with contextlib.suppress(state.StateError):
+            await state.go_on(self._qmp)
+        self._panicked_at = self._loop.time()
 
     # --- begin and end ---------------------------------------------------------------------
 
@@ -425,10 +384,15 @@ async def _ended_with_us(
 
 @contextlib.asynccontextmanager
 async def boot(
-    spec: MachineSpec, folder: Path, *, on_line: Callable[[int, str], None] | None = None
+    spec: MachineSpec,
+    folder: Path,
+    *,
+    on_line: Callable[[int, str], None] | None = None,
+    state_fd: int | None = None,
 ) -> AsyncIterator[Machine]:
     """A machine for the length of the block: booted, or with `guest` None and its `end` set.
 
+    With `state_fd`, a file that `Machine.save` of an equal machine wrote, it begins there.
     `folder` gets console.log, qemu.log and, after a hang, hang.txt. However the block is left,
     QEMU is dead after it; left without an exception, `end` is known after it.
     """
@@ -438,6 +402,9 @@ async def boot(
         console = Console(folder / "console.log", on_line=on_line)
         stack.callback(console.close)
         machine = Machine(spec, folder, console)
+        if state_fd is not None:
+            machine.restored = True
+            console.remark("restored from a snapshot; what it said as it booted is in boot.log")
         pairs = [stack.enter_context(_pair()) for _ in range(3)]
         (control, control_fd), (serial, serial_fd), (qmp, qmp_fd) = pairs
         machine.argv = qemu_argv(
@@ -445,6 +412,7 @@ async def boot(
             control_fd=control_fd.fileno(),
             console_fd=serial_fd.fileno(),
             qmp_fd=qmp_fd.fileno(),
+            incoming=machine.restored,
         )
         log = stack.enter_context((folder / "qemu.log").open("wb"))
         leash = await stack.enter_async_context(contextlib.AsyncExitStack())
@@ -460,11 +428,18 @@ async def boot(
             theirs.close()
         stack.push_async_callback(machine.disconnect_qmp)
         guest = await stack.enter_async_context(
-            guests.connect(control, settle=machine.settle, on_activity=machine.on_agent)
+            guests.connect(
+                control,
+                settle=machine.settle,
+                on_activity=machine.on_agent,
+                quiet=machine.restored,
+            )
         )
         tee = await _ended_with_us(stack, machine.listen_to_console(serial))
         greeting = await _ended_with_us(stack, machine.connect_qmp(qmp))
         watch = await _ended_with_us(stack, machine.watch(process, leash.aclose, tee, greeting))
+        if state_fd is not None:
+            await _ended_with_us(stack, machine.restore(greeting, guest, state_fd))
         await machine.wait_for_hello(guest)
         if machine.guest is None:
             await watch
