@@ -26,6 +26,7 @@ from lab import (
     model,
     plan,
     pool,
+    prefixes,
     verdict,
 )
 from lab.arch import arch as arch_row
@@ -42,6 +43,7 @@ from lab.model import (
     Kernel,
     LabFault,
     Manifest,
+    PrefixResult,
     RootImage,
     RunRecord,
     Series,
@@ -86,6 +88,7 @@ class Gathered:
     failures: list[BuildFailure] = field(default_factory=list)
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    prefixes: list[PrefixResult] = field(default_factory=list)
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
 
@@ -118,6 +121,13 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         ready = [
             await _prepare(name, planned, config, cache, gathered, emit) for name in planned.archs
         ]
+        if request.each_patch:
+            asked = time.monotonic()
+            for kernel in [one for one in gathered.kernels if one.side is Side.BASE]:
+                gathered.prefixes += await prefixes.check(
+                    kernel, planned, config, cache, folder, emit
+                )
+            gathered.setup_s += time.monotonic() - asked
         for each in ready:
             if each is not None:
                 machines = await _open_pool(
@@ -149,6 +159,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         config.machine,
         config.faultstress,
         planned.allowed,
+        request.each_patch,
         lab.__version__,
     ):
         digest.update(repr(part).encode() + b"\0")
@@ -408,6 +419,7 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         changed_files=planned.subject.patched.changed,
         counters=planned.subject.series.counters,
         absent=planned.absent,
+        prefixes=tuple(gathered.prefixes),
     )
 
 
@@ -455,6 +467,7 @@ def _record(
             other_s=max(0.0, wall_s - known),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        prefixes=tuple(gathered.prefixes),
     )
 
 

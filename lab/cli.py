@@ -170,6 +170,12 @@ def cli(
 @click.option(
     "--only", multiple=True, metavar="CASE[,CASE]", help="Single cases: generic/247, xfs/*."
 )
+@click.option(
+    "--each-patch",
+    is_flag=True,
+    help="Build and boot the base with the first 1, 2, ... patches, too, and name the first patch "
+    "that breaks the build, warns or breaks the boot.",
+)
 @click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
 @click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
@@ -193,6 +199,7 @@ def run(
     profile: str | None,
     suite: tuple[str, ...],
     only: tuple[str, ...],
+    each_patch: bool,
     repeats: int | None,
     max_repeats: int | None,
     seed: int | None,
@@ -237,7 +244,7 @@ def run(
     if chosen.run.max_repeats < chosen.run.repeats:
         raised = msgspec.structs.replace(chosen.run, max_repeats=chosen.run.repeats)
         chosen = msgspec.structs.replace(chosen, run=raised)
-    request = Request(patch=patch, config=chosen, command=tuple(sys.argv))
+    request = Request(patch=patch, config=chosen, command=tuple(sys.argv), each_patch=each_patch)
     with context.progress() as progress:
         record, folder = asyncio.run(campaign.run(request, progress.emit))
     _write_reports(record, folder)

@@ -85,7 +85,7 @@ class Xfstests(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     tree: str = ""  # for the architecture that it was built for
     trees: dict[str, str] = {}  # by architecture
-    configs: tuple[str, ...] = ("ext4-4k",)  # file system configurations: xfstests/configs/
+    configs: tuple[str, ...] = ("ext4-4k",)  # file system configurations: lab/suites/data/xfstests/
     excludes: tuple[str, ...] = ()  # files of your own, besides those of the lab
     timeout_s: float = 900.0  # of one test
 

@@ -408,7 +408,8 @@ def _clean_kernel(on: str, profile: str, work: _Work) -> Kernel | BuildFailure:
         base = _clean_kernel(BASE, profile, work)
         seed = base if isinstance(base, Kernel) else None
     side = Side.PATCHED if series else Side.BASE
-    work.clean[on, profile] = _build(tree, on, profile, side, seed, work)
+    planted = any(one.patched and (one.on, one.profile) == (on, profile) for one in work.controls)
+    work.clean[on, profile] = _build(tree, on, profile, side, seed, work, keep=planted)
     return work.clean[on, profile]
 
 
@@ -425,7 +426,14 @@ def _planted_kernel(one: Control, clean: Kernel, work: _Work) -> Kernel | BuildF
 
 
 def _build(
-    tree: Tree, on: str, profile: str, side: Side, seed: Kernel | None, work: _Work
+    tree: Tree,
+    on: str,
+    profile: str,
+    side: Side,
+    seed: Kernel | None,
+    work: _Work,
+    *,
+    keep: bool = False,
 ) -> Kernel | BuildFailure:
     built = build.build(
         tree,
@@ -436,6 +444,7 @@ def _build(
         emit=work.emit,
         jobs=work.config.build.job_count,
         seed=seed,
+        keep=keep,
     )
     if isinstance(built, Kernel):
         work.gathered.kernels.append(built)

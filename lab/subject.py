@@ -51,6 +51,7 @@ class Request:
     patch: str
     config: Config
     command: tuple[str, ...] = ()
+    each_patch: bool = False  # build and boot every prefix of the series, too
     repository: Path | None = None  # where a git range is looked up; default: the kernel's tree
 
 
@@ -284,10 +285,7 @@ def _blame(
             text="does not build; looking for the patch that broke it",
         )
     )
-    fragments = list(planned.fragments[name, Side.BASE])
-    if planned.subject.series.fragment:
-        # The first patches do not know yet what a later one adds.
-        fragments.append(where_present(planned.subject.series.fragment))
+    fragments = prefix_fragments(planned, name)
     found: dict[str, BuildFailure] = {planned.subject.patched.tree: failure}
 
     def probe(tree: Tree) -> Kernel | BuildFailure:
@@ -315,6 +313,13 @@ def _blame(
     culprit = build.first_broken(trees, probe)
     first = found.get(trees[culprit].tree, failure)
     return replace(first, patch=patches[culprit - 1].name)
+
+
+def prefix_fragments(planned: Plan, name: str) -> tuple[Fragment, ...]:
+    """What a part of the series is configured with on that architecture."""
+    base, extra = planned.fragments[name, Side.BASE], planned.subject.series.fragment
+    # The first patches do not know yet what a later one adds.
+    return (*base, where_present(extra)) if extra else base
 
 
 def where_present(text: str) -> Fragment:

@@ -51,6 +51,7 @@ ORDER = (
     "subject",
     "trial",
     "pool",
+    "prefixes",
     "campaign",
     "selftest",
     "desk",

@@ -95,6 +95,33 @@ def test_a_series_that_breaks_the_build_names_patch_and_error(make_lab: MakeLab)
     assert record["trials"] == []
 
 
+def test_each_patch_names_the_first_that_breaks(make_lab: MakeLab) -> None:
+    lab = make_lab(QUICK)
+    done = lab("run", "--patch", SERIES / "breaks-build", "--each-patch", expect=1)
+    assert "After each patch" in done.stdout
+    first, second = record_of(lab)["prefixes"]
+    assert (first["state"], first["broken"]) == ("passed", "")
+    assert first["boot_s"] > 0
+    assert (second["state"], second["broken"]) == ("broken", "build")
+    assert second["patch"].startswith("0002")
+    assert "mm/mmzone.c:15" in second["reason"]
+    (finding,) = (f for f in record_of(lab)["verdict"]["findings"] if f["kind"] == "patch")
+    assert finding["patch"] == second["patch"]
+
+
+def test_a_planted_warning_is_caught_and_charged(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    done = lab("selftest", "--control", "lkdtm-warning", "--json", expect=0)
+    record = json.loads(done.stdout)
+    (result,) = record["results"]
+    assert (result["grade"], result["detector"]) == ("caught", "warning")
+    assert result["case"] == "lkdtm/WARNING"
+    assert "lkdtm_WARNING" in result["said"]
+    clean, planted = record["trials"]
+    assert [(r["name"], r["state"]) for r in clean["results"]] == [("boot/hello", "passed")]
+    assert planted["results"][0]["splats"] == []
+
+
 def test_a_kernel_that_panics_at_boot_is_a_finding(make_lab: MakeLab) -> None:
     lab = make_lab(QUICK)
     done = lab("run", "--patch", SERIES / "panics-at-boot", expect=1)

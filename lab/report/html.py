@@ -77,6 +77,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         findings=[_finding(record, finding) for finding in record.verdict.findings],
         tiles=_tiles(record),
         matrix=view.matrix(record),
+        prefixes=view.prefixes(record),
         groups=_groups(record, links),
         splats=view.splat_rows(record),
         allowed=view.allowed_rows(record),

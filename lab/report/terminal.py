@@ -23,6 +23,7 @@ from lab.model import (
     Comparison,
     Kernel,
     Outcome,
+    PrefixState,
     RootImage,
     RunRecord,
     Splat,
@@ -60,6 +61,12 @@ _CASE_STYLE = {
     Comparison.FLAKY: "yellow",
     Comparison.SAME_FAIL: "dim",
 }
+_PREFIX_STYLE = {
+    PrefixState.PASSED: "green",
+    PrefixState.BROKEN: "red",
+    PrefixState.UNKNOWN: "yellow",
+}
+_SUBJECT = 44  # columns of a patch's subject
 _LISTED = 12  # cases or reasons before "and n more": the report has them all
 _DETAIL_LINES = 6
 _TOUCHED_LINES = 3  # of a splat's frames that the series has a hand in
@@ -96,6 +103,7 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _item(console, (against, "dim"), indent=0)
     console.print()
     _matrix(record, console)
+    _prefixes(record, console)
     _findings(record, console)
     _cases(record, console)
     _splats(record, console)
@@ -152,6 +160,31 @@ def _matrix(record: RunRecord, console: Console) -> None:
             ]
         )
     _grid(console, rows, 0)
+
+
+def _prefixes(record: RunRecord, console: Console) -> None:
+    """Each patch by itself, if that was asked for."""
+    if not record.prefixes:
+        return
+    _heading(console, "After each patch")
+    rows: list[list[str | tuple[str, str]]] = [["", "patch", "arch", "build", "boot", ""]]
+    for row in view.prefixes(record):
+        style = _PREFIX_STYLE[row.result.state]
+        subject = printable(row.result.subject)
+        rows.append(
+            [
+                str(row.result.number),
+                subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 1]}…",
+                row.result.arch,
+                row.build,
+                row.boot,
+                (row.word, style),
+            ]
+        )
+    _grid(console, rows, 2)
+    for each in record.prefixes:
+        if each.reason:
+            _item(console, f"{each.number} [{each.arch}]: ", printable(each.reason), indent=4)
 
 
 def _findings(record: RunRecord, console: Console) -> None:

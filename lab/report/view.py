@@ -24,6 +24,7 @@ from lab.model import (
     Kernel,
     MachineEnd,
     Outcome,
+    PrefixResult,
     RunRecord,
     Side,
     Splat,
@@ -177,6 +178,32 @@ def failed_boot(record: RunRecord, arch: str) -> Trial | None:
         if (trial.cell.arch, trial.cell.side) == (arch, Side.PATCHED) and trial.boot_s is None:
             return trial
     return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixRow:
+    """One line of the table of --each-patch."""
+
+    result: PrefixResult
+    build: str
+    boot: str
+    word: str
+
+
+def prefixes(record: RunRecord) -> tuple[PrefixRow, ...]:
+    return tuple(
+        PrefixRow(
+            result=one,
+            build="fails"
+            if one.broken == "build"
+            else f"{span(one.build_s)}, {one.compiled} .o"
+            if one.build_s
+            else "cached",
+            boot="-" if one.boot_s is None else f"{one.boot_s:.1f} s",
+            word=f"breaks: {one.broken}" if one.broken else str(one.state),
+        )
+        for one in record.prefixes
+    )
 
 
 # --- splats and warnings -----------------------------------------------------------------------

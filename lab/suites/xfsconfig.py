@@ -19,7 +19,7 @@ import msgspec
 
 from lab.model import UserError
 
-FOLDER = Path(__file__).parent.parent.parent / "xfstests"
+FOLDER = Path(__file__).parent / "data" / "xfstests"
 TEST_DISK = "xfstest"  # serials of the two disks
 SCRATCH_DISK = "xfsscratch"
 TEST_DIR = "/mnt/xfstests/test"
@@ -83,7 +83,7 @@ class FsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 def parse_config(raw: bytes, *, name: str, origin: str) -> FsConfig:
-    """One file of xfstests/configs/."""
+    """One file of data/xfstests/configs/."""
     table = _table(raw, origin)
     if "name" in table:
         raise UserError(f"{origin}: unknown key 'name'", hint="the file's name is the name")

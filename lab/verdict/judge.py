@@ -17,6 +17,8 @@ from lab.model import (
     Finding,
     Kernel,
     Outcome,
+    PrefixResult,
+    PrefixState,
     Side,
     SplatVerdict,
     Tally,
@@ -61,6 +63,7 @@ class JudgeInput:
     counters: tuple[str, ...] = ()  # of /proc/vmstat: each must rise on the patched side
     locks: tuple[LockNews, ...] = ()
     absent: tuple[str, ...] = ()  # suites that were asked for and cannot run, each with its reason
+    prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch, in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +255,7 @@ def judge(given: JudgeInput) -> Verdict:
     docket = _Docket()
     for arch in _evidence(given):
         _judge_arch(arch, given, docket)
+    _judge_prefixes(given, docket)
     docket.gather()
     docket.doubts += _idle_counters(given)
     docket.doubts += _spent_lockdep(given)
@@ -287,6 +291,34 @@ def judge(given: JudgeInput) -> Verdict:
         reasons=reasons,
     )
     return wording.with_sentence(verdict, title=given.title, archs=given.archs)
+
+
+def _judge_prefixes(given: JudgeInput, docket: _Docket) -> None:
+    """The first patch on each architecture after which the series is broken, even if a later one
+    mends it; what is unknown of a prefix is a doubt."""
+    broken: set[str] = set()
+    for each in given.prefixes:
+        label = f"{each.arch}: with patch {each.number} of the series as the last"
+        match each.state:
+            case PrefixState.PASSED:
+                pass
+            case PrefixState.UNKNOWN:
+                docket.doubts.append(f"{label}: {each.reason}")
+            case PrefixState.BROKEN if each.arch in broken:
+                docket.notes.append(f"{label}: {each.reason}")
+            case PrefixState.BROKEN:
+                broken.add(each.arch)
+                docket.findings.append(
+                    Finding(
+                        kind="patch",
+                        title=f"patch {each.number} ({each.subject}) breaks the series",
+                        detail=each.reason,
+                        arch=each.arch,
+                        patch=each.patch,
+                    )
+                )
+            case _:
+                assert_never(each.state)
 
 
 def _idle_counters(given: JudgeInput) -> list[str]:
@@ -371,19 +403,20 @@ def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
         _judge_warnings(arch, given, docket)
 
 
+def new_warnings(before: Kernel, after: Kernel) -> tuple[Diagnostic, ...]:
+    """The compiler warnings that the kernel before does not have, or has less often."""
+
+    def counts(kernel: Kernel) -> Counter[tuple[str, str]]:
+        # Without the line: a patch moves the code below it.
+        return Counter((one.file, one.message) for one in kernel.warnings)
+
+    where = {(one.file, one.message): one for one in after.warnings}
+    return tuple(where[key] for key in counts(after) - counts(before))
+
+
 def _judge_warnings(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     """A compiler is deterministic: a warning that the base lacks is new, without statistics."""
-
-    def counts(side: Side) -> Counter[tuple[str, str]]:
-        # Without the line: a patch moves the code below it.
-        return Counter((w.file, w.message) for w in arch.kernels[side].warnings)
-
-    new = counts(Side.PATCHED) - counts(Side.BASE)
-    where: dict[tuple[str, str], Diagnostic] = {
-        (w.file, w.message): w for w in arch.kernels[Side.PATCHED].warnings
-    }
-    for key in new:
-        warning = where[key]
+    for warning in new_warnings(arch.kernels[Side.BASE], arch.kernels[Side.PATCHED]):
         if warning.file not in given.changed_files:
             docket.notes.append(
                 f"{arch.name}: new compiler warning outside of the series' files: "
