@@ -8,8 +8,11 @@ import errno
 import gzip
 import os
 import pty
+import random
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import termios
 import threading
@@ -391,6 +394,112 @@ def test_a_guest_that_breaks_the_protocol_is_lost(frames: tuple[bytes, ...], rea
     result = _against(*frames)
     assert isinstance(result, Down)
     assert result.end is MachineEnd.LOST and reason in result.detail
+
+
+def _speaking(
+    speak: Callable[[socket.socket], None], *, timeout_s: float = 20
+) -> Exited | TimedOut | Down:
+    """What a command gives that a guest answers in this way, in a thread of its own."""
+
+    async def main() -> Exited | TimedOut | Down:
+        ours, theirs = socket.socketpair()
+        speaker = threading.Thread(target=speak, args=(theirs,))
+        try:
+            async with guests.connect(ours) as guest:
+                task = asyncio.create_task(
+                    guest.run(["x"], timeout_s=timeout_s, limit_bytes=1 << 20)
+                )
+                await asyncio.sleep(0.05)
+                speaker.start()
+                return await asyncio.wait_for(task, 60)
+        finally:
+            theirs.close()
+            speaker.join(20)
+
+    return asyncio.run(main())
+
+
+def _header(kind: wire.FrameType, length: int, number: int = 1) -> bytes:
+    return struct.pack("<IHHII", wire.MAGIC, kind, 0, number, length)
+
+
+@pytest.mark.parametrize("length", [wire.PAYLOAD_MAX + 1, 1 << 30, (1 << 32) - 1])
+def test_a_length_that_no_frame_has_is_not_waited_for(length: int) -> None:
+    result = _against(_HELLO, _header(wire.FrameType.STDOUT, length))
+    assert isinstance(result, Down)
+    assert result.end is MachineEnd.LOST and f"a frame of {length} bytes" in result.detail
+
+
+@pytest.mark.parametrize("last", [0, 1, 15, 16, 17, 80])
+def test_a_guest_that_dies_in_the_middle_of_a_message_gave_no_answer(last: int) -> None:
+    frame = wire.encode(wire.Stdout(id=1, data=b"x" * 100))
+
+    def speak(sock: socket.socket) -> None:
+        sock.sendall(_HELLO + frame + frame[:last])
+        sock.close()
+
+    result = _speaking(speak)
+    assert isinstance(result, Down) and result.end is MachineEnd.LOST
+    assert "control port" in result.detail
+
+
+def test_a_message_that_never_ends_costs_its_time_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guests, "GRACE_S", 0.5)
+
+    def speak(sock: socket.socket) -> None:
+        sock.sendall(_HELLO + _header(wire.FrameType.STDOUT, wire.PAYLOAD_MAX) + b"x" * 1000)
+
+    result = _speaking(speak, timeout_s=0.5)
+    assert isinstance(result, TimedOut) and not result.killed and result.stdout == b""
+
+
+def test_messages_without_end_do_not_fill_memory() -> None:
+    """300 MB on a stream that is kept to 1 MiB, and as much that nobody asked for."""
+    chunk = b"".join(
+        wire.encode(message)
+        for message in (
+            wire.Stdout(id=1, data=b"x" * wire.PAYLOAD_MAX),
+            wire.Stderr(id=1, data=b"y" * wire.PAYLOAD_MAX),
+            wire.Heartbeat(uptime_us=1),
+        )
+    )
+
+    def speak(sock: socket.socket) -> None:
+        sock.sendall(_HELLO)
+        for _ in range(2300):
+            sock.sendall(chunk)
+        sock.sendall(wire.encode(_EXIT))
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = _speaking(speak)
+    assert isinstance(result, Exited) and result.truncated
+    assert len(result.stdout) == len(result.stderr) == 1 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_random_bytes_are_never_an_answer() -> None:
+    noise = random.Random(1)
+    for _ in range(20):
+        result = _against(_HELLO, noise.randbytes(noise.randrange(16, 5000)))
+        assert isinstance(result, Down) and result.end is MachineEnd.LOST
+
+
+def test_more_of_a_file_than_was_asked_for_is_refused() -> None:
+    async def main() -> bytes | Refused | Down:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            async with guests.connect(ours) as guest:
+                task = asyncio.create_task(guest.pull("/etc/hostname", limit_bytes=10))
+                theirs.sendall(_HELLO)
+                for data in (b"12345678", b"9abc"):
+                    theirs.sendall(wire.encode(wire.File(id=1, data=data)))
+                theirs.sendall(wire.encode(_EXIT))
+                return await asyncio.wait_for(task, 10)
+
+    result = asyncio.run(main())
+    assert isinstance(result, Refused) and result.errno == errno.EFBIG
 
 
 def test_the_fake_guest_of_these_tests_can_succeed() -> None:

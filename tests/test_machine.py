@@ -335,6 +335,53 @@ def test_a_flood_on_the_console_is_drained_and_cut(
 
 
 @pytest.mark.fake
+@pytest.mark.timeout(600)
+def test_a_gigabyte_on_the_console_costs_no_memory(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    """A lab of its own, so that its peak is known."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import asyncio, pickle, pathlib, resource
+from lab import machine
+spec = pickle.loads(pathlib.Path({str(tmp_path / "spec")!r}).read_bytes())
+async def main():
+    lines = 0
+    def count(number, text):
+        nonlocal lines
+        lines += 1
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with machine.boot(spec, pathlib.Path({str(tmp_path / "t")!r}), on_line=count) as box:
+        assert box.guest is not None
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, lines)
+asyncio.run(main())
+""")
+    spec = fake_spec("flood 1000", boot_s=500, wall_s=550)
+    (tmp_path / "spec").write_bytes(pickle.dumps(spec))
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=590, check=True
+    )
+    grown_kib, lines = map(int, done.stdout.split())
+    assert grown_kib < 32 << 10
+    assert lines > 10_000_000
+    assert (tmp_path / "t" / "console.log").stat().st_size < 70_000_000
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("mode", ["off-early", "off-between", "off-half"])
+def test_a_machine_that_powers_itself_off_at_an_odd_moment(
+    fake_spec: Callable[..., MachineSpec], tmp_path: Path, mode: str
+) -> None:
+    box, answer = live(fake_spec(mode), tmp_path, "sleep", "100", timeout_s=100)
+    assert box.end is MachineEnd.POWERED_OFF
+    assert box.detail == "the guest powered itself off"
+    if mode == "off-early":
+        assert box.guest is None and answer is None
+    else:
+        assert isinstance(answer, Down) and answer.end is MachineEnd.POWERED_OFF
+
+
+@pytest.mark.fake
 def test_a_full_disk_of_the_host_is_a_fault(
     fake_spec: Callable[..., MachineSpec], tmp_path: Path
 ) -> None:

@@ -16,6 +16,9 @@ control port. Modes (the first word of the "kernel"):
     deaf            boots, then the agent stops but the console talks on
     kvm-dies        with -accel kvm it aborts, else ok
     kvm-spins       with -accel kvm it never boots, else ok
+    off-early       powers off before it has said hello
+    off-between     boots, then powers off
+    off-half        boots, then powers off in the middle of a message
     failed-root     the agent cannot set the guest up
 
 It can be saved and restored: the state it writes is a line of text, which it insists on when it
@@ -152,6 +155,9 @@ class Fake:
                 pass
             case "garbage":
                 os.write(self.fds["control"], b"not a frame, not at all")
+            case "off-early":
+                self.answer()  # a kernel takes longer to come to this than QMP to be up
+                self.off()
             case "failed-root":
                 self.hello("cannot mount the root disk root: Invalid argument")
             case "panic-plain":
@@ -175,6 +181,10 @@ class Fake:
             if "Kernel panic" in line:
                 self.panic()
             self.say(line)
+
+    def off(self) -> None:
+        self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
+        sys.exit(0)
 
     def panic(self) -> None:
         self.say(PANIC)
@@ -201,9 +211,13 @@ class Fake:
                 self.agent.send_signal(signal.SIGSTOP)
                 if self.mode == "deaf":
                     self.say("watchdog: BUG: soft lockup - CPU#0 stuck")
+            if self.mode in ("off-between", "off-half") and time.monotonic() - booted > 0.5:
+                self.agent.kill()
+                if self.mode == "off-half":
+                    os.write(self.fds["control"], struct.pack("<IHHII", 0x5742414C, 0x88, 0, 0, 8))
+                self.off()
             if self.agent.poll() is not None:
-                self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
-                sys.exit(0)
+                self.off()
 
 
 def main() -> None:
