@@ -1,6 +1,7 @@
 """Throughput with several machines at once: cases a minute with 1, 2 and 4, in one run.
 
     python benchmarks/shards.py [--arch x86_64] [--machines 1,2,4] [--duration 2]
+        [--filesystem ext4,xfs,tmpfs]
 
 Runs all cases of boot and faultstress on the base kernel, twice for each number of machines (forth
 and back, so that the host's drift hits all alike), on every accelerator that boots here. Prints
@@ -46,7 +47,7 @@ def quiet(event: Event) -> None:
         print(f"  {event.step}: {event.text}", file=sys.stderr, flush=True)
 
 
-def artefacts(arch: str, duration_s: float, config: Config, cache: Cache) -> Artefacts:
+def artefacts(arch: str, options: SuiteOptions, config: Config, cache: Cache) -> Artefacts:
     tree = checkout(
         source.open_source(subject.DEFAULT_KERNEL, cache=cache, emit=quiet),
         (),
@@ -63,7 +64,6 @@ def artefacts(arch: str, duration_s: float, config: Config, cache: Cache) -> Art
         jobs=config.build.job_count,
     )
     assert isinstance(kernel, Kernel), "the base does not build"
-    options = SuiteOptions(duration_s=duration_s)
     return Artefacts(
         kernel=kernel,
         initramfs=initramfs.initramfs(arch, cache=cache, emit=quiet),
@@ -147,18 +147,25 @@ def main() -> int:
     parser.add_argument("--arch", default="x86_64")
     parser.add_argument("--machines", default="1,2,4")
     parser.add_argument("--duration", type=float, default=2.0)
+    parser.add_argument("--filesystem", default="ext4,xfs,tmpfs")
     asked = parser.parse_args()
     counts = [int(word) for word in asked.machines.split(",")]
     config = Config()
     cache = Cache(root=config.paths.cache_dir)
-    given = artefacts(asked.arch, asked.duration, config, cache)
+    options = SuiteOptions(
+        duration_s=asked.duration, filesystems=tuple(asked.filesystem.split(","))
+    )
+    given = artefacts(asked.arch, options, config, cache)
     print(f"{len(given.cases)} cases of {asked.duration:g} s, {asked.arch}, {pool.cores()} cores")
     for accelerator in proven(given, cache):
         rates: dict[int, list[float]] = {count: [] for count in counts}
         for number, count in enumerate((*counts, *reversed(counts))):
             with tempfile.TemporaryDirectory(prefix="lab-bench-") as folder:
                 rate = cases_per_minute(given, accelerator, count, config, Path(folder))
-            print(f"  {accelerator.name} round {number + 1}: {count} at once, {rate:.1f} cases/min")
+            print(
+                f"  {accelerator.name} round {number + 1}: {count} at once, {rate:.1f} cases/min",
+                flush=True,
+            )
             rates[count].append(rate)
         means = {count: sum(got) / len(got) for count, got in rates.items()}
         for count, mean in means.items():

@@ -26,6 +26,7 @@ from lab import (
     model,
     plan,
     pool,
+    prefixes,
     verdict,
 )
 from lab.accel import AcceleratorLost
@@ -42,9 +43,11 @@ from lab.model import (
     Kernel,
     LabFault,
     Manifest,
+    PrefixResult,
     RootImage,
     RunRecord,
     Series,
+    Side,
     Timing,
     Trial,
     UserError,
@@ -53,8 +56,26 @@ from lab.plan import Matrix
 from lab.pool import Pool, Split
 from lab.rig import SCRATCH_BYTES
 from lab.snapshot import Shelf
-from lab.store import Cache, is_locked, locked, sweep_temporaries, write_atomically
-from lab.subject import Plan, Request, build_pair, make_plan, take, timeouts
+from lab.splat import allow
+from lab.store import (
+    STALE_S,
+    Cache,
+    is_locked,
+    locked,
+    sweep_temporaries,
+    write_atomically,
+)
+from lab.subject import (
+    Plan,
+    Request,
+    build_pair,
+    make_plan,
+    prefix_commits,
+    slowness,
+    take,
+    timeouts,
+)
+from lab.symbols import History
 from lab.trial import Kit
 
 
@@ -66,6 +87,7 @@ class Gathered:
     failures: list[BuildFailure] = field(default_factory=list)
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    prefixes: list[PrefixResult] = field(default_factory=list)
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
 
@@ -84,9 +106,11 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     began = time.monotonic()
     gathered = Gathered()
     subject = take(request, cache, emit)
-    planned = make_plan(subject, config)
+    planned = make_plan(subject, config, cache=cache, emit=emit)
     gathered.setup_s += time.monotonic() - began
     manifest = _manifest(request, planned)
+    for note in manifest.notes:
+        emit(Event(kind=EventKind.WARNING, step="allow", text=note))
     folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
     with locked(folder / "lock"):
         sweep_temporaries(folder)
@@ -96,9 +120,16 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         ready = [
             await _prepare(name, planned, config, cache, gathered, emit) for name in planned.archs
         ]
+        if request.each_patch:
+            asked = time.monotonic()
+            for kernel in [one for one in gathered.kernels if one.side is Side.BASE]:
+                gathered.prefixes += await prefixes.check(
+                    kernel, planned, config, cache, folder, emit
+                )
+            gathered.setup_s += time.monotonic() - asked
         for each in ready:
             if each is not None:
-                await _test_arch(each, planned, config, cache, folder, gathered, emit)
+                await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
@@ -118,9 +149,13 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         planned.archs,
         sorted(prints.items()),
         planned.cases,
+        sorted(planned.disks.items()),
+        planned.absent,
         config.run,
         config.machine,
         config.faultstress,
+        planned.allowed,
+        request.each_patch,
         lab.__version__,
     ):
         digest.update(repr(part).encode() + b"\0")
@@ -150,6 +185,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
             "python": platform.python_version(),
         },
         tools=_tool_versions(planned.archs),
+        notes=allow.expired(planned.allowed, today=now.date()),
     )
 
 
@@ -161,7 +197,9 @@ def _slug(title: str) -> str:
 def _tool_versions(archs: Sequence[str]) -> dict[str, str]:
     """First line of --version of what decides results."""
     versions: dict[str, str] = {}
-    for name in ("gcc", "ld", "make", *(arch_row(name).qemu for name in archs)):
+    compilers = (initramfs.compiler(name) for name in archs)
+    emulators = (arch_row(name).qemu for name in archs)
+    for name in dict.fromkeys(("gcc", *compilers, "ld", "make", *emulators)):
         said = host.run([name, "--version"], check=False, timeout_s=20).text.splitlines()
         versions[name] = said[0] if said else "unknown"
     return versions
@@ -171,6 +209,7 @@ def _open_run(runs: Path, manifest: Manifest, emit: Emit) -> tuple[Path, Manifes
     """A new run's folder, or that of the same run cut off before its end."""
     for path in sorted(runs.glob("*/manifest.json"), reverse=True):
         folder = path.parent
+        sweep_temporaries(folder, older_than_s=STALE_S)
         if (folder / "record.json").exists() or is_locked(folder / "lock"):
             continue
         with contextlib.suppress(LabFault, OSError):
@@ -249,6 +288,7 @@ async def _open_pool(
     cache: Cache,
     folder: Path,
     trials: list[Trial],
+    manifest: Manifest,
     emit: Emit,
     lost: AcceleratorLost | None = None,
 ) -> Pool:
@@ -280,7 +320,8 @@ async def _open_pool(
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
-        known = pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
+        rough = {case.name: case.expected_s for case in planned.cases if case.expected_s}
+        known = rough | pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
         machines = pool.capacity(
             config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
         )
@@ -290,11 +331,13 @@ async def _open_pool(
     if split.machines > 1:
         text = f"{split.machines} at once, on {pool.cores()} cores"
         emit(Event(kind=EventKind.NOTE, step=f"machines {name}", text=text))
-    limit = timeouts(
-        config,
-        accelerator,
-        work_s=sum(limits.values()),
-        crowding=pool.crowding(config.machine, split.machines),
+    crowding = pool.crowding(config.machine, split.machines)
+    limit = timeouts(config, accelerator, work_s=sum(limits.values()), crowding=crowding)
+    slower = slowness(accelerator, crowding=crowding)
+    cases = {case.name: replace(case, timeout_s=case.timeout_s * slower) for case in planned.cases}
+    history = History(
+        git_dir=planned.subject.source.git_dir,
+        commits=prefix_commits(planned.subject, cache, emit),
     )
     shelf = Shelf(cache) if config.machine.snapshots else None
     kits = {
@@ -305,8 +348,13 @@ async def _open_pool(
             accelerator=accelerator,
             timeouts=limit,
             suites=planned.suites,
-            cases={case.name: case for case in planned.cases},
+            cases=cases,
             scratch_bytes=SCRATCH_BYTES,
+            history=history if kernel.side is Side.PATCHED else None,
+            allowed=planned.allowed,
+            # The day on which the run was begun: one that is taken up goes on with the same list.
+            today=datetime.fromisoformat(manifest.created).date(),
+            disks=planned.disks.get((name, kernel.side), ()),
             shelf=shelf,
             dump=config.machine.dump,
         )
@@ -322,18 +370,21 @@ async def _test_arch(
     cache: Cache,
     folder: Path,
     gathered: Gathered,
+    manifest: Manifest,
     emit: Emit,
 ) -> None:
     """All that one architecture is asked. If KVM is lost on the way, all of it again under TCG:
     results of different accelerators are never compared."""
-    machines = await _open_pool(ready, planned, config, cache, folder, gathered.trials, emit)
+    machines = await _open_pool(
+        ready, planned, config, cache, folder, gathered.trials, manifest, emit
+    )
     try:
         await _test(ready, machines, planned, config, gathered)
     except AcceleratorLost as lost:
         if config.machine.forced_accel is not None:
             raise
         machines = await _open_pool(
-            ready, planned, config, cache, folder, gathered.trials, emit, lost=lost
+            ready, planned, config, cache, folder, gathered.trials, manifest, emit, lost=lost
         )
         await _test(ready, machines, planned, config, gathered)
 
@@ -375,7 +426,7 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         title=planned.subject.series.title,
         archs=planned.archs,
         profile=config.profile,
-        cases=planned.names,
+        cases=(*planned.names, *_parts(gathered.trials)),
         trials=tuple(gathered.trials),
         kernels=tuple(gathered.kernels),
         failures=tuple(gathered.failures),
@@ -383,17 +434,24 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         max_repeats=config.run.max_repeats,
         changed_files=planned.subject.patched.changed,
         counters=planned.subject.series.counters,
+        absent=planned.absent,
+        prefixes=tuple(gathered.prefixes),
     )
 
 
 def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]:
     """What the locks of both sides say, where they were read."""
-    archs = sorted({record.cell.arch for record in gathered.trials})
+    read = [record for record in gathered.trials if record.locks and record.locks.files]
     return tuple(
         news(diff(stored.of_run(gathered.trials, folder, arch)), arch)
-        for arch in archs
-        if any(record.locks and record.locks.files for record in gathered.trials)
+        for arch in sorted({record.cell.arch for record in read})
     )
+
+
+def _parts(trials: Sequence[Trial]) -> tuple[str, ...]:
+    """What cases turned out to consist of, in the order in which it was heard of."""
+    names = (result.name for trial in trials for result in trial.results)
+    return tuple(dict.fromkeys(name for name in names if model.case_of(name) != name))
 
 
 def _record(
@@ -425,6 +483,7 @@ def _record(
             other_s=max(0.0, wall_s - known),
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        prefixes=tuple(gathered.prefixes),
     )
 
 

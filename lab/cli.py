@@ -32,6 +32,7 @@ from lab import (
     lockdesk,
     model,
     selftest,
+    symbols,
 )
 from lab.arch import ARCHS
 from lab.arch import arch as arch_row
@@ -177,13 +178,26 @@ def cli(
 @_kernel
 @_arch
 @_profile
-@click.option("--suite", multiple=True, metavar="NAME[,NAME]", help="See: lab suites.")
+@click.option("--suite", multiple=True, metavar="NAME[:GROUP][,...]", help="See: lab suites.")
+@click.option(
+    "--only", multiple=True, metavar="CASE[,CASE]", help="Single cases: generic/247, xfs/*."
+)
+@click.option(
+    "--each-patch",
+    is_flag=True,
+    help="Build and boot the base with the first 1, 2, ... patches, too, and name the first patch "
+    "that breaks the build, warns or breaks the boot.",
+)
 @click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
 @click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
 @click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
 @click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
 @click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
+@click.option("--xfstests", metavar="DIR", help="A tree of xfstests that you have built.")
+@click.option(
+    "--xfstests-config", multiple=True, metavar="NAME[,NAME]", help="File systems: ext4-4k, xfs."
+)
 @click.option(
     "--dump",
     is_flag=True,
@@ -202,12 +216,16 @@ def run(
     arch: tuple[str, ...],
     profile: str | None,
     suite: tuple[str, ...],
+    only: tuple[str, ...],
+    each_patch: bool,
     repeats: int | None,
     max_repeats: int | None,
     seed: int | None,
     duration: str | None,
     filesystem: tuple[str, ...],
     scenario: tuple[str, ...],
+    xfstests: str | None,
+    xfstests_config: tuple[str, ...],
     dump: bool | None,
     accel: str | None,
     parallel: int | None,
@@ -223,7 +241,12 @@ def run(
     chosen = _override(
         context.config,
         top={"kernel": kernel, "arch": _split(arch), "profile": profile, "suites": _split(suite)},
-        run={"repeats": repeats, "max_repeats": max_repeats, "seed": seed},
+        run={
+            "repeats": repeats,
+            "max_repeats": max_repeats,
+            "seed": seed,
+            "only": _split(only),
+        },
         machine={"accel": accel, "parallel": parallel, "dump": dump},
         build={"jobs": jobs},
         faultstress={
@@ -231,11 +254,16 @@ def run(
             "filesystems": _split(filesystem),
             "scenarios": _split(scenario),
         },
+        xfstests={
+            "tree": xfstests,
+            "trees": {} if xfstests else None,
+            "configs": _split(xfstests_config),
+        },
     )
     if chosen.run.max_repeats < chosen.run.repeats:
         raised = msgspec.structs.replace(chosen.run, max_repeats=chosen.run.repeats)
         chosen = msgspec.structs.replace(chosen, run=raised)
-    request = Request(patch=patch, config=chosen, command=tuple(sys.argv))
+    request = Request(patch=patch, config=chosen, command=tuple(sys.argv), each_patch=each_patch)
     with context.progress() as progress:
         record, folder = asyncio.run(campaign.run(request, progress.emit))
     _write_reports(record, folder)
@@ -473,15 +501,39 @@ def image_shell(
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--vmlinux",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of the kernel that printed the logs, with debug information: source lines and inlined "
+    "functions for every frame.",
+)
+@click.option(
+    "--modules",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where its .ko files are, at any depth.",
+)
 @_json
 @click.pass_obj
-def splats(context: Context, files: tuple[Path, ...], as_json: bool) -> int:
+def splats(
+    context: Context,
+    files: tuple[Path, ...],
+    vmlinux: Path | None,
+    modules: Path | None,
+    as_json: bool,
+) -> int:
     """Problem reports in console logs; "-" reads standard input. Exits with 1 if there is any.
 
     With one FILE, --json gives a list; with more, an object from file to list.
     """
+    if modules is not None and vmlinux is None:
+        raise UserError("--modules needs --vmlinux")
     paths = [Path("/dev/stdin") if str(file) == "-" else file for file in files]
-    found = {log.path: log.splats for log in reading.read_files(paths)}
+    logs = reading.read_files(paths)
+    if vmlinux is not None:
+        logs = symbols.symbolise_logs(logs, vmlinux, modules=modules)
+    for line in (*reading.missed(logs), *symbols.doubts(logs)):
+        click.echo(f"lab: {reading.printable(line)}", err=True)
+    found = {log.path: log.splats for log in logs}
     if not as_json:
         terminal.splats(found, context.out)
     elif len(found) == 1:

@@ -79,6 +79,22 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     repeats: int = 2
     max_repeats: int = 16  # a flake can be dropped after 13 quiet fresh runs, not before
     seed: int = 1
+    only: tuple[str, ...] = ()  # names or patterns of cases; empty: all of the suites
+
+
+class Xfstests(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the user's own, built tree of xfstests lies, and what of it runs."""
+
+    tree: str = ""  # for the architecture that it was built for
+    trees: dict[str, str] = {}  # by architecture
+    configs: tuple[str, ...] = ("ext4-4k",)  # file system configurations: lab/suites/data/xfstests/
+    excludes: tuple[str, ...] = ()  # files of your own, besides those of the lab
+    timeout_s: float = 900.0  # of one test
+
+
+class Kselftest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    collections: tuple[str, ...] = ("mm", "filesystems", "mount_setattr")
+    timeout_s: float = 1200.0  # of one test program
 
 
 class Faultstress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,6 +102,12 @@ class Faultstress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     scenarios: tuple[str, ...] = ()  # empty: munmap, mapfixed, mprotect, truncate
     duration_s: float = 5.0
     threads: int = 4
+
+
+class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Known splats: files that name them, each with a reason, a link and its last day."""
+
+    allow: tuple[str, ...] = ()
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -100,6 +122,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     machine: Machine = Machine()
     run: Run = Run()
     faultstress: Faultstress = Faultstress()
+    splats: Splats = Splats()
+    xfstests: Xfstests = Xfstests()
+    kselftest: Kselftest = Kselftest()
 
 
 def size_bytes(text: str, *, where: str) -> int:
@@ -167,6 +192,8 @@ def _check_values(config: Config, file: str) -> None:
         ("build.jobs", config.build.jobs, 0),
         ("faultstress.duration_s", config.faultstress.duration_s, 1),
         ("faultstress.threads", config.faultstress.threads, 1),
+        ("xfstests.timeout_s", config.xfstests.timeout_s, 1),
+        ("kselftest.timeout_s", config.kselftest.timeout_s, 1),
     ):
         if value < least:
             raise UserError(f"{file}: {name}: {value} is below {least}")

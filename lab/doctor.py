@@ -68,6 +68,7 @@ _TOOLS: tuple[Tool, ...] = (
     Tool(name="dot", use="pictures of lock dependencies", required=False),
     Tool(name="nm", use="telling lock classes apart", required=False),
     Tool(name="bwrap", use="building somebody else's patches in a sandbox", required=False),
+    Tool(name="rsync", use="the kernel's self-tests (suite kselftest)", required=False),
     Tool(name="fakeroot", use="root images without being root", required=False),
 )
 # Header files of libraries that a kernel build compiles its tools against.

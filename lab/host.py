@@ -68,6 +68,7 @@ PACKAGES: dict[str, str] = {
     "nm": "binutils",
     "perl": "perl",
     "qemu-img": "qemu-utils",
+    "rsync": "rsync",
     "tar": "tar",
     "unshare": "util-linux",
     "xz": "xz-utils",

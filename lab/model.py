@@ -215,6 +215,34 @@ class RootImage:
 # --- splats ------------------------------------------------------------------------------------
 
 
+class FrameKind(StrEnum):
+    PC = "pc"  # the instruction that trapped, or that was interrupted
+    RETURN = "return"  # where a call will come back to: one past the call
+    GUESS = "guess"  # "?": a word on the stack that looks like one
+    NAMED = "named"  # named in a sentence: lockdep's "at:", KASAN's "in"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeFrame:
+    """One place in the code that a splat names, and its place in the source where that is known.
+
+    A function that the compiler inlined stands before the one that it was inlined into.
+    """
+
+    index: int  # of the line in `Splat.text`, from 0
+    function: str  # as printed; of an inlined one its own name
+    offset: int
+    size: int  # of the function; 0: the log does not say
+    kind: FrameKind
+    module: str = ""  # "" in the kernel proper
+    file: str = ""  # relative to the kernel tree; "" if not symbolised
+    line: int = 0
+    inlined: bool = False  # into the next frame
+    note: str = ""  # why there is no place in the source
+    patches: tuple[int, ...] = ()  # of the series, from 1, that changed the function
+    line_patch: int = 0  # the one that added this very line; 0: none did
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splat:
     """One problem report of a kernel, as found in a console log."""
@@ -230,6 +258,8 @@ class Splat:
     fatal: bool = False  # the machine cannot be trusted to go on
     locks: tuple[str, ...] = ()
     text: str = ""
+    frames: tuple[CodeFrame, ...] = ()  # empty: nobody had its kernel at hand
+    allowed: str = ""  # why the allow-list lets it pass; "": it does not
 
 
 # --- trials ------------------------------------------------------------------------------------
@@ -255,6 +285,15 @@ class CaseResult:
     metrics: dict[str, float] = field(default_factory=dict)
     splats: tuple[Splat, ...] = ()
     log: str = ""  # file of the trial's folder, relative to it
+
+
+# Between the name of a case and that of one of its parts: what a suite learns only from the run.
+PART = ":"
+
+
+def case_of(name: str) -> str:
+    """The planned case that a case or a part of one belongs to."""
+    return name.partition(PART)[0]
 
 
 class MachineEnd(StrEnum):
@@ -431,6 +470,7 @@ class Manifest:
     plan_digest: str
     host: dict[str, str]
     tools: dict[str, str]
+    notes: tuple[str, ...] = ()  # what a reader must know besides, from before the first build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 
 from lab import model
-from lab.model import Cell, Kernel, Side
+from lab.model import Cell, Kernel, Side, case_of
 
 _NEARLY = 1.05  # an end so little later is worth every boot that it saves
 
@@ -37,7 +37,8 @@ def rounds(
     """Cells for `repeats`, base and patched interleaved (A B B A A B ...).
 
     Drift of the host hits both sides alike: every second round starts with the other side. Both
-    sides of a repeat share its seed. `cases` narrows them to suspects.
+    sides of a repeat share its seed. `cases` narrows them to suspects; for a part of a case the
+    whole case runs.
     """
     cells: list[Cell] = []
     for repeat in repeats:
@@ -50,7 +51,7 @@ def rounds(
                 side=side,
                 profile=matrix.profile,
                 suites=matrix.suites,
-                cases=matrix.cases if cases is None else tuple(cases),
+                cases=matrix.cases if cases is None else tuple(dict.fromkeys(map(case_of, cases))),
                 kernel_key=kernel.key,
                 image_sha256=matrix.image_sha256,
                 repeat=repeat,

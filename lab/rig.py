@@ -7,8 +7,8 @@ The disks are gone with the machine.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,14 +33,16 @@ class Rig:
     timeouts: Timeouts
     memory_bytes: int
     cpus: int
-    scratch_bytes: int = SCRATCH_BYTES
+    # Empty disks, serial -> size; ROOT_SERIAL is taken.
+    blank: Mapping[str, int] = field(default_factory=lambda: {SCRATCH_SERIAL: SCRATCH_BYTES})
+    payloads: tuple[Disk, ...] = ()  # read-only, in the cache by content
     append: str = ""  # to the kernel's command line
     dump: bool = False  # keep the memory of a machine that panics or hangs
     gdb: Path | None = None  # socket at which QEMU waits for gdb
 
     def spec(self, folder: Path) -> MachineSpec:
-        """The machine whose disks are in `folder`: an overlay of the root image, and an empty
-        scratch disk."""
+        """The machine whose disks are in `folder`: an overlay of the root image, empty disks, and
+        what suites bring."""
         return MachineSpec(
             arch=self.kernel.arch,
             kernel=self.kernel.image,
@@ -54,13 +56,17 @@ class Rig:
                     # An overlay names what is below it by its path.
                     origin=f"overlay of {self.image.sha256} at {self.image.path.resolve()}",
                 ),
-                Disk(
-                    path=folder / f"{SCRATCH_SERIAL}.raw",
-                    format="raw",
-                    readonly=False,
-                    serial=SCRATCH_SERIAL,
-                    origin=f"{self.scratch_bytes} zeros",
+                *(
+                    Disk(
+                        path=folder / f"{serial}.raw",
+                        format="raw",
+                        readonly=False,
+                        serial=serial,
+                        origin=f"{size_bytes} zeros",
+                    )
+                    for serial, size_bytes in self.blank.items()
                 ),
+                *(replace(disk, origin=f"at {disk.path.resolve()}") for disk in self.payloads),
             ),
             memory_bytes=self.memory_bytes,
             cpus=self.cpus,
@@ -91,7 +97,8 @@ class Rig:
         spec = self.spec(folder)
         try:
             image.overlay(self.image, folder)
-            image.scratch_disk(folder, SCRATCH_SERIAL, self.scratch_bytes)
+            for serial, size_bytes in self.blank.items():
+                image.scratch_disk(folder, serial, size_bytes)
             if shelf is None:
                 async with machine.boot(spec, folder, on_line=on_line) as box:
                     yield box

@@ -409,7 +409,8 @@ def _clean_kernel(on: str, profile: str, work: _Work) -> Kernel | BuildFailure:
         base = _clean_kernel(BASE, profile, work)
         seed = base if isinstance(base, Kernel) else None
     side = Side.PATCHED if series else Side.BASE
-    work.clean[on, profile] = _build(tree, on, profile, side, seed, work)
+    planted = any(one.patched and (one.on, one.profile) == (on, profile) for one in work.controls)
+    work.clean[on, profile] = _build(tree, on, profile, side, seed, work, keep=planted)
     return work.clean[on, profile]
 
 
@@ -426,7 +427,14 @@ def _planted_kernel(one: Control, clean: Kernel, work: _Work) -> Kernel | BuildF
 
 
 def _build(
-    tree: Tree, on: str, profile: str, side: Side, seed: Kernel | None, work: _Work
+    tree: Tree,
+    on: str,
+    profile: str,
+    side: Side,
+    seed: Kernel | None,
+    work: _Work,
+    *,
+    keep: bool = False,
 ) -> Kernel | BuildFailure:
     built = build.build(
         tree,
@@ -437,6 +445,7 @@ def _build(
         emit=work.emit,
         jobs=work.config.build.job_count,
         seed=seed,
+        keep=keep,
     )
     if isinstance(built, Kernel):
         work.gathered.kernels.append(built)
@@ -468,7 +477,7 @@ def _kit(
         suites=(_BOOT, *(suite for suite in _suites(one) if suite.name != _BOOT.name)),
         cases=cases,
         scratch_bytes=SCRATCH_BYTES,
-        enough=lambda splat: any(each.kind == splat.kind for each in one.expect),
+        enough=frozenset(each.kind.value for each in one.expect if each.kind),
     )
 
 

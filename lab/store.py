@@ -7,6 +7,7 @@ Layout of the cache (default `$XDG_CACHE_HOME/kernel-patch-lab`):
     trees/           checked-out source trees, by source tree and patches
     builds/KEY/      whole kernels
     images/          root images and initramfs archives, by digest
+    payloads/        what suites bring into a guest, built and packed, by content
     snapshots/       machines of kernels that have booted
     staging/         half-made things; swept when their owner is dead
 
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from lab.model import LabFault
 
-_STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
+STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
 
 
 def sha256_file(path: Path) -> str:
@@ -143,7 +144,7 @@ class Cache:
         """Remove what dead labs left in staging/. Returns how many folders."""
         swept = 0
         for folder in self.root.iterdir() if self.root.is_dir() else ():
-            sweep_temporaries(folder, older_than_s=_STALE_S)
+            sweep_temporaries(folder, older_than_s=STALE_S)
         for lock in self.sub("staging").glob("*.lock"):
             with lock.open("a") as stream:
                 try:
@@ -161,7 +162,7 @@ class Cache:
         Returns bytes freed by path. Touches only the sub-folders that the lab makes, never the
         root itself, so that a wrong path in lab.toml costs nothing.
         """
-        kinds: tuple[str, ...] = ("builds", "trees", "staging", "snapshots")
+        kinds: tuple[str, ...] = ("builds", "trees", "payloads", "staging", "snapshots")
         if everything:
             kinds = (*kinds, "images", "sources", "ccache", "locks")
         freed: dict[str, int] = {}

@@ -6,15 +6,16 @@ Everything that `lab run`, `lab build` and `lab boot` have in common before a ma
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lab import build, host, intake, kconfig, source
+from lab import build, host, intake, kconfig, selection, source
 from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.kconfig import Fragment
-from lab.machine import Timeouts
+from lab.machine import Disk, Timeouts
 from lab.model import (
     Accelerator,
     BuildFailure,
@@ -27,13 +28,17 @@ from lab.model import (
     Source,
     UserError,
 )
+from lab.splat import allow
+from lab.splat.allow import Allowed
 from lab.store import Cache
 from lab.suites import registry
-from lab.suites.protocol import PlannedCase, Suite, SuiteOptions
-from lab.tree import Tree, checkout
+from lab.suites.protocol import Ground, PlannedCase, Suite, SuiteOptions
+from lab.tree import Tree, apply, checkout
 
 DEFAULT_KERNEL = "debian:6.1"
 DEFAULT_SUITES = ("boot", "faultstress")
+# What joins them for a series that touches memory management, where there is a tree of xfstests.
+MM_SUITES = ("xfstests:fault",)
 # Seconds from start to hello under KVM; a slower machine gets its limits stretched by the ratio.
 _REFERENCE_BOOT_S = 1.5
 _NEEDED_TOOLS = ("qemu-img", "make", "gcc", "ld", "flex", "bison", "bc")
@@ -46,6 +51,7 @@ class Request:
     patch: str
     config: Config
     command: tuple[str, ...] = ()
+    each_patch: bool = False  # build and boot every prefix of the series, too
     repository: Path | None = None  # where a git range is looked up; default: the kernel's tree
 
 
@@ -68,6 +74,9 @@ class Plan:
     cases: tuple[PlannedCase, ...]
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]]  # by architecture and side
     archs: tuple[str, ...]
+    allowed: tuple[Allowed, ...] = ()  # known splats
+    disks: Mapping[tuple[str, Side], tuple[Disk, ...]] = field(default_factory=dict)  # of suites
+    absent: tuple[str, ...] = ()  # suites that cannot run, each with its reason
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +99,12 @@ def take(request: Request, cache: Cache, emit: Emit) -> Subject:
     patched = checkout(kernel, series.patches, cache=cache, emit=emit, kernel=series.kernel)
     base = checkout(kernel, (), cache=cache, emit=emit)
     return Subject(series=series, source=kernel, base=base, patched=patched)
+
+
+def prefix_commits(subject: Subject, cache: Cache, emit: Emit) -> tuple[str, ...]:
+    """The commit of the base, then that of each patch: they were made when the tree was."""
+    steps = apply(subject.source, subject.series.patches, cache=cache, emit=emit)
+    return tuple(step.commit for step in steps)
 
 
 def check_tools(config: Config) -> None:
@@ -118,13 +133,25 @@ def missing_tools(row: Arch) -> tuple[str, ...]:
     return tuple(name for name in wanted if not host.installed(name))
 
 
-def make_plan(subject: Subject, config: Config) -> Plan:
-    """Suites, cases and fragments. Raises `UserError` for names that nobody knows."""
-    names = config.suites or subject.series.suites or DEFAULT_SUITES
-    suites = registry.find(names)
-    options = suite_options(config)
-    cases = tuple(case for suite in suites for case in suite.plan(options))
+def make_plan(
+    subject: Subject, config: Config, *, cache: Cache | None = None, emit: Emit | None = None
+) -> Plan:
+    """Suites, cases and fragments. Raises `UserError` for names that nobody knows.
+
+    Without `cache` and `emit`, for whoever only builds: suites that bring their own programs are
+    left out.
+    """
     archs = tuple(dict.fromkeys(arch_row(name).name for name in config.arch))
+    ground = None
+    if cache is not None and emit is not None:
+        trees = {Side.BASE: subject.base, Side.PATCHED: subject.patched}
+        ground = Ground(archs=archs, trees=trees, config=config, cache=cache, emit=emit)
+    selected = selection.select(
+        selection.parse(_suite_words(subject, config)),
+        suite_options(config),
+        only=config.run.only,
+        ground=ground,
+    )
     own = own_fragments(config)
     fragments: dict[tuple[str, Side], tuple[Fragment, ...]] = {}
     for name in archs:
@@ -134,7 +161,39 @@ def make_plan(subject: Subject, config: Config) -> Plan:
         fragments[name, Side.PATCHED] = (
             (*base, Fragment(name="series.toml", text=extra)) if extra else base
         )
-    return Plan(subject=subject, suites=suites, cases=cases, fragments=fragments, archs=archs)
+    return Plan(
+        subject=subject,
+        suites=selected.suites,
+        cases=selected.cases,
+        fragments=fragments,
+        archs=archs,
+        disks=selected.disks,
+        absent=selected.absent,
+        allowed=known_splats(config),
+    )
+
+
+def _suite_words(subject: Subject, config: Config) -> tuple[str, ...]:
+    """What the user asks for, else what the series does, else the defaults.
+
+    Single cases alone mean: wherever they are.
+    """
+    if words := config.suites:
+        return words
+    if config.run.only:
+        return tuple(registry.SUITES)
+    if words := subject.series.suites:
+        return words
+    has_tree = bool(config.xfstests.tree or config.xfstests.trees)
+    mm = any(path.startswith("mm/") for path in subject.patched.changed)
+    return (*DEFAULT_SUITES, *(MM_SUITES if mm and has_tree else ()))
+
+
+def known_splats(config: Config) -> tuple[Allowed, ...]:
+    """The entries of the allow-lists in lab.toml. Raises `UserError` that names file and entry."""
+    return tuple(
+        entry for name in config.splats.allow for entry in allow.load(Path(name).expanduser())
+    )
 
 
 def suite_options(config: Config) -> SuiteOptions:
@@ -226,10 +285,7 @@ def _blame(
             text="does not build; looking for the patch that broke it",
         )
     )
-    fragments = list(planned.fragments[name, Side.BASE])
-    if planned.subject.series.fragment:
-        # The first patches do not know yet what a later one adds.
-        fragments.append(_where_present(planned.subject.series.fragment))
+    fragments = prefix_fragments(planned, name)
     found: dict[str, BuildFailure] = {planned.subject.patched.tree: failure}
 
     def probe(tree: Tree) -> Kernel | BuildFailure:
@@ -259,10 +315,22 @@ def _blame(
     return replace(first, patch=patches[culprit - 1].name)
 
 
-def _where_present(text: str) -> Fragment:
+def prefix_fragments(planned: Plan, name: str) -> tuple[Fragment, ...]:
+    """What a part of the series is configured with on that architecture."""
+    base, extra = planned.fragments[name, Side.BASE], planned.subject.series.fragment
+    # The first patches do not know yet what a later one adds.
+    return (*base, where_present(extra)) if extra else base
+
+
+def where_present(text: str) -> Fragment:
     """The series' own Kconfig lines, for prefixes that may not have those options yet."""
     lines = (f"{line}  # if present" if "=" in line else line for line in text.splitlines())
     return Fragment(name="series.toml", text="\n".join(lines) + "\n")
+
+
+def slowness(accelerator: Accelerator, *, crowding: float = 1.0) -> float:
+    """By how much a guest is slower than one under KVM that has its cores for itself."""
+    return max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S) * crowding
 
 
 def timeouts(
@@ -274,7 +342,7 @@ def timeouts(
 
     Generous, because a limit that strikes a healthy guest costs more than a late one.
     """
-    slower = max(1.0, accelerator.boot_s / _REFERENCE_BOOT_S) * crowding
+    slower = slowness(accelerator, crowding=crowding)
     return Timeouts(
         boot_s=config.machine.boot_limit_s * slower,
         silence_s=config.machine.silence_limit_s * slower,

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
-from lab import locks, model
+from lab import locks, model, symbols
 from lab.guest import Down, Exited, Guest
-from lab.machine import Timeouts
+from lab.machine import Disk, Timeouts
 from lab.model import (
     Accelerator,
     CaseResult,
@@ -25,6 +25,7 @@ from lab.model import (
     Event,
     EventKind,
     Kernel,
+    LabError,
     LabFault,
     LockFiles,
     MachineEnd,
@@ -32,13 +33,14 @@ from lab.model import (
     Splat,
     Trial,
 )
-from lab.rig import Rig
+from lab.rig import SCRATCH_SERIAL, Rig
 from lab.snapshot import Shelf
-from lab.splat import taint
+from lab.splat import account
+from lab.splat.allow import Allowed
 from lab.splat.detector import Detector
-from lab.splat.kinds import Kind
 from lab.store import write_atomically
-from lab.suites.protocol import PlannedCase, Suite
+from lab.suites import registry
+from lab.suites.protocol import Needs, PlannedCase, Suite, Told
 
 PROBE = Path(__file__).parent.parent / "images" / "guest" / "probe.sh"
 _MARK_LIMIT_S = 10.0
@@ -59,14 +61,22 @@ class Kit:
     suites: tuple[Suite, ...]
     cases: Mapping[str, PlannedCase]
     scratch_bytes: int
-    # A splat after which there is nothing more to learn: the case ends as failed, the machine goes.
-    enough: Callable[[Splat], bool] | None = None
+    # Kinds of splats after which there is nothing more to learn: the case ends as failed, and the
+    # machine goes.
+    enough: frozenset[str] = frozenset()
+    history: symbols.History | None = None  # of the series, on the side that has it
+    allowed: tuple[Allowed, ...] = ()  # splats that are known
+    today: date = date.max  # decides which of them have expired
+    disks: tuple[Disk, ...] = ()  # read-only, with the suites' own programs
     shelf: Shelf | None = None  # None: every machine boots
     restore: bool = False  # begin from a snapshot of the kernel, if there is one that works
     dump: bool = False  # keep the memory of a machine that panics or hangs
 
     def rig(self, *, memory_bytes: int, cpus: int) -> Rig:
         """The machines that these artefacts make."""
+        blank: dict[str, int] = {}
+        for needs in (suite.needs() for suite in self.suites):
+            blank |= dict.fromkeys(needs.disks, needs.disk_bytes or self.scratch_bytes)
         return Rig(
             kernel=self.kernel,
             initramfs=self.initramfs,
@@ -75,7 +85,8 @@ class Kit:
             timeouts=self.timeouts,
             memory_bytes=memory_bytes,
             cpus=cpus,
-            scratch_bytes=self.scratch_bytes,
+            blank={SCRATCH_SERIAL: self.scratch_bytes} | blank,
+            payloads=self.disks,
             append=locks.CMDLINE,
             dump=self.dump,
         )
@@ -90,7 +101,7 @@ class Console:
     line: int = 0
     marks: dict[str, int] = field(default_factory=dict)  # mark -> line
     grown: asyncio.Event = field(default_factory=asyncio.Event)
-    enough: Callable[[Splat], bool] | None = None
+    enough: frozenset[str] = frozenset()
     seen_enough: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_line(self, number: int, text: str) -> None:
@@ -101,8 +112,15 @@ class Console:
             self.grown.set()
         splats = self.detector.feed(text)
         self.splats += splats
-        if self.enough is not None and any(map(self.enough, splats)):
+        if any(splat.kind in self.enough for splat in splats):
             self.seen_enough.set()
+
+    def look_again(self, line: int) -> int:
+        """A report is known to be whole when something follows it; after it, a kernel may have
+        nothing to say for long. So one that has not grown since `line` is enough, too."""
+        if self.line == line and self.enough.intersection(self.detector.opened):
+            self.seen_enough.set()
+        return self.line
 
     async def wait_mark(self, mark: str) -> bool:
         """Whether the console showed `mark` in time: all that came before it is then here."""
@@ -127,9 +145,11 @@ class Progress:
     """What is known of a trial while its machine lives."""
 
     results: list[CaseResult] = field(default_factory=list)
+    parts: list[CaseResult] = field(default_factory=list)  # of the results
     begun: dict[str, int] = field(default_factory=dict)  # case -> console line at its start
     ended: dict[str, int] = field(default_factory=dict)
     health: Health | None = None
+    taints: dict[str, tuple[int, int]] = field(default_factory=dict)  # before and after each case
     vmstat: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     locks: LockFiles = field(
@@ -169,7 +189,11 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
             await _use(cell, kit, box.guest, console, progress, emit, folder)
     wall_s = time.monotonic() - began
     console.splats += console.detector.finish()
+    await _symbolise(kit, console, progress)
+    console.splats = account.excused(console.splats, kit.allowed, arch=cell.arch, today=kit.today)
     results, others = _charge(progress, console)
+    results = account.cross_checked(results, others, progress.taints)
+    results += tuple(progress.parts)  # splats and taints are charged to the whole case
     trial = Trial(
         id=folder.name,
         cell=cell,
@@ -204,6 +228,7 @@ async def _use(
     """Run the cases one after the other, with a look at the kernel's health after each."""
     health = progress.health
     assert health is not None
+    progress.taints[account.BOOT] = (0, health.taint)
     if health.lockdep_alive is not None:
         await locks.start(guest)
     refused = await _set(cell.settings, guest)
@@ -212,6 +237,7 @@ async def _use(
         return
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
+    config = kit.kernel.config.read_text()
     for number, name in enumerate(cell.cases):
         suite = suites[name.partition("/")[0]]
         emit(
@@ -223,20 +249,32 @@ async def _use(
             )
         )
         progress.begun[name] = console.line + 1
-        result = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
-        if console.seen_enough.is_set() and not isinstance(result, Down):
-            progress.results.append(result)
+        if why := _not_to_run(kit.cases[name], config):
+            progress.ended[name] = console.line
+            skipped = CaseResult(name=name, state=CaseState.SKIPPED, message=why)
+            progress.results.append(skipped)
+            continue
+        told = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
+        if console.seen_enough.is_set() and not isinstance(told, Down):
+            progress.results.append(_keep(told, folder)[0])
             return
-        if isinstance(result, Down):
-            progress.results.append(_down(name, result))
+        if isinstance(told, Down):
+            progress.results.append(_down(name, told))
             return
+        result, parts = _keep(told, folder)
         after = await probe(guest, console, name)
         progress.ended[name] = console.line
         if isinstance(after, Down):
             progress.results.append(_down(name, after))
             return
         progress.results.append(_with_health(result, health, after))
+        progress.taints[name] = (health.taint, after.taint)
+        progress.parts += [_with_cover(part, health) for part in parts]
         progress.health = health = after
+        if result.state in (CaseState.TIMEOUT, CaseState.HUNG) and number + 1 < len(cell.cases):
+            # What it left behind cannot be known: processes, mounts, locks.
+            progress.notes.append(f"{name} did not end by itself; the rest runs afresh")
+            break
         if covered and after.lockdep_alive is False and number + 1 < len(cell.cases):
             # What follows would run without lockdep: better in a fresh machine.
             progress.notes.append(f"lockdep switched itself off in {name}; the rest runs afresh")
@@ -249,14 +287,19 @@ async def _use(
 
 
 async def _unless_enough(
-    running: Awaitable[CaseResult | Down], name: str, console: Console
-) -> CaseResult | Down:
+    running: Awaitable[CaseResult | Told | Down], name: str, console: Console
+) -> CaseResult | Told | Down:
     """The case's own result, or a failure as soon as the console has shown enough."""
     began = time.monotonic()
     case = asyncio.ensure_future(running)
     seen = asyncio.ensure_future(console.seen_enough.wait())
+    line = -1
     try:
-        await asyncio.wait((case, seen), return_when=asyncio.FIRST_COMPLETED)
+        while not case.done() and not seen.done():
+            await asyncio.wait(
+                (case, seen), timeout=_LAST_WORDS_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            line = console.look_again(line)
         if seen.done() and not case.done():
             duration_s = time.monotonic() - began
             await asyncio.wait((case,), timeout=_LAST_WORDS_S)
@@ -289,6 +332,26 @@ async def _set(settings: Mapping[str, str], guest: Guest) -> str:
             said = answer.stderr.decode("utf-8", "replace").strip() or "no answer"
         return f"the setting {path} = {value} could not be made: {said}"
     return ""
+
+
+def _not_to_run(case: PlannedCase, config: str) -> str:
+    """Why the case is skipped on this kernel; "" if it runs."""
+    if case.skip:
+        return case.skip
+    lacking = registry.missing_symbols(Needs(symbols=case.symbols), config)
+    named = ", ".join(f"CONFIG_{symbol}" for symbol in lacking)
+    return f"this kernel lacks {named}" if lacking else ""
+
+
+def _keep(told: CaseResult | Told, folder: Path) -> tuple[CaseResult, tuple[CaseResult, ...]]:
+    """The result and its parts; the files that came with it are in the trial's folder then."""
+    if isinstance(told, CaseResult):
+        return told, ()
+    place = Path("cases") / told.result.name.replace("/", "_")
+    for name, content in told.files.items():
+        write_atomically(folder / place / Path(name).name, content)
+    log = str(place) if told.files else ""
+    return replace(told.result, log=told.result.log or log), told.parts
 
 
 async def probe(guest: Guest, console: Console, about: str) -> Health | Down:
@@ -337,20 +400,32 @@ def _down(name: str, down: Down) -> CaseResult:
 
 def _with_health(result: CaseResult, before: Health, after: Health) -> CaseResult:
     """The result, doubted where the kernel's state says so."""
-    if result.state is CaseState.PASSED and before.lockdep_alive is False:
-        return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
+    result = _with_cover(result, before)
     if result.state is CaseState.PASSED and before.lockdep_alive and not after.lockdep_alive:
         # A report, if there is one, says more: it is charged to the case later.
         message = "lockdep switched itself off while it ran, and no report was found that says why"
         result = replace(result, state=CaseState.UNCOVERED, message=message)
-    if after.taint != before.taint:
-        letters = taint.letters(after.taint & ~before.taint)
-        message = f"the kernel became tainted ({letters})"
-        joined = f"{result.message}; {message}" if result.message else message
-        # A taint needs a report beside it; until one is found it is a missed splat.
-        ended_well = result.state in (CaseState.PASSED, CaseState.UNCOVERED)
-        state = CaseState.FAILED if ended_well else result.state
-        return replace(result, state=state, message=joined)
+    return result
+
+
+async def _symbolise(kit: Kit, console: Console, progress: Progress) -> None:
+    """Source lines for the splats; a kernel that cannot be read is no reason to lose a trial."""
+
+    def work() -> list[Splat]:
+        found = symbols.symbolise(console.splats, kit.kernel.vmlinux)
+        return list(symbols.mark(found, kit.history) if kit.history else found)
+
+    try:
+        if console.splats:
+            console.splats = await asyncio.to_thread(work)
+    except LabError as error:
+        progress.notes.append(f"no source lines: {error.message}")
+
+
+def _with_cover(result: CaseResult, before: Health) -> CaseResult:
+    """A pass counts only if lockdep was watching."""
+    if result.state is CaseState.PASSED and before.lockdep_alive is False:
+        return replace(result, state=CaseState.UNCOVERED, message="lockdep was off before it began")
     return result
 
 
@@ -365,20 +440,8 @@ def _charge(
         last = progress.ended.get(result.name, console.line)
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
         rest = [splat for splat in rest if splat not in mine]
-        if mine and result.state in (CaseState.PASSED, CaseState.UNCOVERED):
-            result = _doubted(result, mine)
-        charged.append(replace(result, splats=mine))
+        charged.append(account.charged(result, mine))
     return tuple(charged), tuple(rest)
-
-
-def _doubted(result: CaseResult, splats: tuple[Splat, ...]) -> CaseResult:
-    """A result that would be good but for the reports that its case brought about."""
-    bugs = [splat for splat in splats if splat.kind != Kind.LOCKDEP_LIMIT]
-    if bugs:
-        return replace(result, state=CaseState.FAILED, message=f"ended well, but: {bugs[0].title}")
-    # No fault of the kernel's: lockdep gave up, and what came after was not checked.
-    message = f"lockdep ran out of room while it ran: {splats[0].title}"
-    return replace(result, state=CaseState.UNCOVERED, message=message)
 
 
 async def _vmstat(guest: Guest) -> dict[str, int]:

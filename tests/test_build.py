@@ -91,6 +91,8 @@ class Toy:
     def tree(self, edits: Mapping[str, str | None] | None = None) -> Tree:
         """The toy with files replaced (None: removed), as a patch would leave them."""
         path = self._checkout(edits) if edits else self.base
+        if edits:  # where the lab has its commits: in the source's repository
+            git(self.base, "fetch", "-q", str(path), "HEAD")
         return Tree(
             path=path,
             tree=git(path, "rev-parse", "HEAD^{tree}"),
@@ -111,6 +113,7 @@ class Toy:
         arch: str = "x86_64",
         config: str = "",
         seed: Kernel | None = None,
+        keep: bool = False,
         cache: Cache | None = None,
     ) -> Kernel | BuildFailure:
         extra = (Fragment(name="extra.config", text=config),) if config else ()
@@ -123,6 +126,7 @@ class Toy:
             emit=self.events.append,
             jobs=2,
             seed=seed,
+            keep=keep,
         )
 
     def kernel(self, tree: Tree, **how: object) -> Kernel:
@@ -248,6 +252,35 @@ def test_a_seeded_build_compiles_what_the_patch_touches(
     whole = toy.kernel(patched, cache=Cache(root=toy.root / "other"))
     assert whole.compiled == OBJECTS and whole.image_sha256 == kernel.image_sha256
     assert kernel.image_sha256 != seed.image_sha256 or path.endswith(".h")
+
+
+@pytest.mark.fake
+def test_a_seed_that_has_some_of_the_patches_saves_what_they_touch(toy: Toy) -> None:
+    """A header that all include, and then one file more: only that is compiled again."""
+    first = {"include/linux/mm.h": toy.read("include/linux/mm.h") + "#define MORE 1\n"}
+    both = {**first, "mm/memory.c": toy.read("mm/memory.c") + "int more;\n"}
+    # The order of the check-outs must not matter: the header of the second is the older one.
+    second_tree, first_tree = toy.tree(both), toy.tree(first)
+    base = toy.kernel(toy.tree())
+    seed = toy.kernel(first_tree, side=Side.PATCHED, seed=base, keep=True)
+    assert seed.compiled == 2 and (seed.folder / "obj").is_dir()
+    kernel = toy.kernel(second_tree, side=Side.PATCHED, seed=seed)
+    assert kernel.seeded_from == seed.key
+    assert kernel.compiled == 1
+    whole = toy.kernel(second_tree, cache=Cache(root=toy.root / "other"))
+    assert whole.compiled == OBJECTS and whole.image_sha256 == kernel.image_sha256
+
+
+@pytest.mark.fake
+def test_objects_can_be_kept_of_a_kernel_that_is_there(toy: Toy) -> None:
+    base = toy.kernel(toy.tree())
+    tree = toy.tree({"mm/memory.c": toy.read("mm/memory.c") + "int more;\n"})
+    first = toy.kernel(tree, side=Side.PATCHED, seed=base)
+    assert not (first.folder / "obj").exists()
+    again = toy.kernel(tree, side=Side.PATCHED, seed=base, keep=True)
+    assert again.key == first.key and again.image_sha256 == first.image_sha256
+    assert (again.folder / "obj").is_dir()
+    assert not toy.kernel(tree, side=Side.PATCHED, keep=True).make_ran
 
 
 @pytest.mark.fake

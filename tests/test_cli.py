@@ -175,6 +175,25 @@ def test_splats_of_a_clean_log_is_exit_0(tmp_path: Path) -> None:
     assert lab("splats", log).returncode == ExitCode.CLEAN
 
 
+def test_a_taint_without_a_report_is_hinted(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text("[    1.0] CPU: 0 PID: 1 Comm: x Tainted: G        W          6.1.0 #1\n")
+    done = lab("splats", log)
+    assert done.returncode == ExitCode.CLEAN
+    assert "tainted (W: the kernel issued a warning) without a report" in done.stderr
+
+
+def test_splats_with_a_kernel_that_cannot_be_read(tmp_path: Path) -> None:
+    log, vmlinux = tmp_path / "console.log", tmp_path / "vmlinux"
+    log.write_text("[    1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1 f+0x1/0x2\n")
+    vmlinux.write_text("no kernel")
+    done = lab("splats", log, "--vmlinux", vmlinux)
+    assert done.returncode == ExitCode.USAGE
+    assert "not a little-endian 64-bit ELF file" in done.stderr and "hint:" in done.stderr
+    done = lab("splats", log, "--modules", tmp_path)
+    assert done.returncode == ExitCode.USAGE and "--modules needs --vmlinux" in done.stderr
+
+
 def test_no_run_to_report(make_lab: MakeLab) -> None:
     done = make_lab()("report")
     assert done.returncode == ExitCode.USAGE

@@ -32,6 +32,7 @@ def test_values_arrive() -> None:
     [
         ("kernle = 'x'", "lab.toml: unknown key kernle", "did you mean kernel?"),
         ("[machine]\nmemroy = '1G'", "unknown key machine.memroy", "did you mean machine.memory?"),
+        ("[splats]\nalow = []", "unknown key splats.alow", "did you mean splats.allow?"),
         ("[machine]\nzzz = 1", "unknown key machine.zzz", "known:"),
         ("machine = 3", "machine is a table", "[machine]"),
         ("[machine]\ncpus = 'two'", "machine.cpus: Expected `int`", ""),

@@ -35,6 +35,9 @@ NOT_CHANGED = {
     "fork": {"copy-on-write"},
     "gup": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
     "mixed": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
+    "reopen": {"without-mapping", "wrong-file", "wrong-page"},
+    "pagetables": {"without-mapping", "wrong-file", "wrong-page"},
+    "mlock": {"without-mapping", "wrong-file", "wrong-page"},
 }
 
 

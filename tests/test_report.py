@@ -19,7 +19,19 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 from rich.console import Console
 
 from lab import host, model
-from lab.model import CaseState, Cell, Event, EventKind, Outcome, RunRecord, Side, Splat, Trial
+from lab.model import (
+    CaseState,
+    Cell,
+    CodeFrame,
+    Event,
+    EventKind,
+    FrameKind,
+    Outcome,
+    RunRecord,
+    Side,
+    Splat,
+    Trial,
+)
 from lab.report import html, junit, progress, terminal, view
 from tests import records
 
@@ -373,6 +385,83 @@ def test_terminal_lists_splats_by_file() -> None:
     )
     assert "(torn: cut off)" in lines[1]
     assert lines[2] == "b.log: no problem report"
+
+
+def test_terminal_shows_the_text_of_a_symbolised_splat() -> None:
+    out, console = output()
+    terminal.splats({Path("a.log"): [symbolised(evil=False)]}, console)
+    lines = out.getvalue().splitlines()
+    assert "     do_fault mm/memory.c:4750 [inline] <on a line that patch 3 added>" in lines
+    assert (
+        "    BUG: KASAN: slab-use-after-free in filemap_fault+0x1c4/0x1130 mm/filemap.c:3200 "
+        "<in a function that patches 1, 3 changed>"
+    ) in lines
+    assert lines[-1] == "    (handle_mm_fault: no such function in this file)"
+    out, console = output()
+    terminal.splats({Path("a.log"): [symbolised(evil=True)]}, console)
+    assert "\x1b" not in out.getvalue()
+
+
+def symbolised(*, evil: bool) -> Splat:
+    where = EVIL if evil else "mm/memory.c"
+
+    def frame(text: str, function: str, **facts: object) -> CodeFrame:
+        index = next(i for i, line in enumerate(UAF_LINES) if text in line)
+        values: dict[str, object] = {"offset": 0x1C4, "size": 0x1130, "kind": FrameKind.RETURN}
+        return CodeFrame(index=index, function=function, **{**values, **facts})  # type: ignore[arg-type]
+
+    frames = (
+        frame(" filemap_fault+", "filemap_fault", file="mm/filemap.c", line=3200, patches=(1, 3)),
+        frame(" __do_fault+", "do_fault", file=where, line=4750, inlined=True, line_patch=3,
+              patches=(3,), offset=0, size=0),
+        frame(" __do_fault+", "__do_fault", file=where, line=4780, offset=0x71, size=0x2F0),
+        frame(" handle_mm_fault+", "handle_mm_fault", note="no such function in this file"),
+    )  # fmt: skip
+    return replace(records.UAF, frames=frames)
+
+
+UAF_LINES = records.UAF_TEXT.split("\n")
+
+
+@pytest.mark.parametrize("evil", [False, True])
+def test_source_lines_and_what_the_series_did_there_are_shown(evil: bool) -> None:
+    splat = symbolised(evil=evil)
+
+    def answer(of: Cell) -> Trial:
+        return records.trial(of, boot_splats=(splat,) if of.side is Side.PATCHED else ())
+
+    record = records.run(answer, answer, max_repeats=8)
+    assert [finding.kind for finding in record.verdict.findings] == ["splat"]
+    page = html.page(record, None)
+    assert "<script" not in page and "&lt;on a line that patch 3 added&gt;" in page
+    (row,) = view.splat_rows(record)
+    assert row.touched[0] == (
+        "filemap_fault mm/filemap.c:3200 <in a function that patches 1, 3 changed>"
+    )
+    out, console = output()
+    terminal.summary(record, FOLDER, console)
+    assert "<on a line that patch 3 added>" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_known_splats_are_shown_as_such() -> None:
+    known = replace(records.WARNING, allowed=f"known since ever {EVIL}")
+
+    def answer(of: Cell) -> Trial:
+        return records.trial(of, boot_splats=(known,))
+
+    record = records.run(answer, answer)
+    manifest = replace(record.manifest, notes=(f"old.toml, entry 1: expired {EVIL}",))
+    record = replace(record, manifest=manifest)
+    (row,) = view.allowed_rows(record)
+    assert row.base == row.patched == len(record.trials) / 2
+    page = html.page(record, None)
+    assert "known since ever" in page and "entry 1: expired" in page and "<script" not in page
+    out, console = output()
+    terminal.summary(record, FOLDER, console)
+    assert "allowed: WARNING in ext4_dirty_folio" in out.getvalue()
+    assert "expired: old.toml, entry 1" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.model import Splat, UserError
-from lab.splat import allow, taint
+from lab.model import CaseResult, CaseState, Splat, UserError
+from lab.splat import account, allow, taint
 from lab.splat.detector import scan
 from lab.splat.kinds import Kind
 
@@ -74,6 +74,84 @@ def test_every_taint_of_our_guests_is_accounted_for(log: Path) -> None:
     assert taint.unexplained(shown, found) == ()
     if set(shown) & set("BDLMW"):
         assert taint.unexplained(shown, []) != ()
+
+
+# --- what becomes of a case ----------------------------------------------------------------------
+
+W, D, OOT = 1 << 9, 1 << 7, 1 << 12
+
+
+def case(name: str, state: CaseState = CaseState.PASSED, *splats: Splat) -> CaseResult:
+    return account.charged(CaseResult(name=name, state=state), splats)
+
+
+def states(results: tuple[CaseResult, ...]) -> list[str]:
+    return [str(result.state) for result in results]
+
+
+def test_a_taint_without_a_report_is_never_green() -> None:
+    results = (case("a"), case("b"), case("c", CaseState.SKIPPED))
+    taints = {"a": (0, OOT), "b": (OOT, OOT | W), "c": (OOT | W, OOT | W | D)}
+    checked = account.cross_checked(results, (), taints)
+    assert states(checked) == ["passed", "failed", "failed"]
+    assert checked[1].message == "tainted (W) without a report: a missed splat"
+    assert "(D)" in checked[2].message
+
+
+def test_a_taint_with_its_report_is_that_reports_case() -> None:
+    warned = case("a", CaseState.PASSED, splat(Kind.WARNING))
+    assert warned.state is CaseState.FAILED and warned.message == "ended well, but: t"
+    (checked,) = account.cross_checked((warned,), (), {"a": (0, W)})
+    assert checked == warned
+
+
+def test_a_report_at_the_end_of_a_case_explains_the_taint_seen_after_the_next() -> None:
+    results = (case("a", CaseState.PASSED, splat(Kind.WARNING)), case("b"), case("c"))
+    taints = {"a": (0, 0), "b": (0, W), "c": (W, W | D)}
+    checked = account.cross_checked(results, (), taints)
+    assert states(checked) == ["failed", "passed", "failed"]
+    assert "(D)" in checked[2].message
+
+
+def test_a_boot_that_tainted_is_charged_to_the_first_case() -> None:
+    checked = account.cross_checked((case("a"), case("b")), (), {account.BOOT: (0, W)})
+    assert states(checked) == ["failed", "passed"]
+    assert checked[0].message == "tainted (W) at boot without a report: a missed splat"
+    explained = account.cross_checked((case("a"),), (splat(Kind.WARNING),), {account.BOOT: (0, W)})
+    assert states(explained) == ["passed"]
+
+
+def test_a_crashed_case_stays_crashed() -> None:
+    (checked,) = account.cross_checked((case("a", CaseState.CRASHED),), (), {"a": (0, W)})
+    assert checked.state is CaseState.CRASHED and "missed splat" in checked.message
+
+
+def test_a_known_splat_is_let_pass_and_stays_visible() -> None:
+    entries = allow.parse(ENTRY.encode(), origin="known.toml")
+    known = splat(Kind.WARNING, function="drop_nlink")
+    other = splat(Kind.WARNING, function="set_nlink")
+    marked = account.excused([known, other], entries, arch="arm64", today=TODAY)
+    assert [each.allowed for each in marked] == [
+        "the test unlinks twice on purpose (https://example.org/why)",
+        "",
+    ]
+    passed = case("a", CaseState.PASSED, marked[0])
+    assert passed.state is CaseState.PASSED
+    assert "allowed: t: the test unlinks twice" in passed.message and passed.splats
+    assert account.cross_checked((passed,), (), {"a": (0, W)}) == (passed,)
+    assert case("a", CaseState.PASSED, *marked).state is CaseState.FAILED
+
+
+def test_an_expired_entry_is_reported_and_lets_nothing_pass() -> None:
+    entries = allow.parse(ENTRY.encode(), origin="known.toml")
+    later = datetime.date(2027, 1, 1)
+    assert allow.expired(entries, today=TODAY) == ()
+    assert allow.expired(entries, today=later) == (
+        "known.toml, entry 1: expired on 2026-12-31, so warning drop_nlink is no longer allowed",
+    )
+    known = splat(Kind.WARNING, function="drop_nlink")
+    (marked,) = account.excused([known], entries, arch="arm64", today=later)
+    assert marked.allowed == ""
 
 
 # --- allow-list ----------------------------------------------------------------------------------

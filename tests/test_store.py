@@ -243,3 +243,18 @@ def test_other_errors_pass_through(tmp_path: Path) -> None:
         raise PermissionError(13, "no")
     with pytest.raises(LabFault, match="no space"), store.disk_full_explained(tmp_path):
         raise OSError(28, "full")
+
+
+def test_temporaries_of_a_killed_writer_are_swept_once_nobody_can_be_writing(
+    tmp_path: Path,
+) -> None:
+    cache = Cache(root=tmp_path)
+    folder = cache.sub("accel")
+    for name, age_s in ((".x.json.abcd1234", 7200), (".y.json.abcd1234", 5), ("z.json", 7200)):
+        (folder / name).write_text("half")
+        then = time.time() - age_s
+        os.utime(folder / name, (then, then))
+    cache.sweep()
+    assert sorted(path.name for path in folder.iterdir()) == [".y.json.abcd1234", "z.json"]
+    store.sweep_temporaries(folder)
+    assert [path.name for path in folder.iterdir()] == ["z.json"]

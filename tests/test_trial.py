@@ -55,12 +55,32 @@ def test_a_pass_without_lockdep_is_uncovered() -> None:
     assert trial._with_health(PASSED, none, none).state is CaseState.PASSED
 
 
-def test_a_new_taint_without_a_report_is_no_pass() -> None:
-    before, after = (Health(taint=flags, lockdep_alive=True) for flags in (0, 1 << 9))
-    result = trial._with_health(PASSED, before, after)
-    assert result.state is CaseState.FAILED
-    assert "(W)" in result.message
-    assert trial._with_health(PASSED, after, after).state is CaseState.PASSED
+def test_lockdep_that_dies_in_a_case_leaves_it_uncovered_the_last_one_too() -> None:
+    on, off = (Health(taint=0, lockdep_alive=alive) for alive in (True, False))
+    result = trial._with_health(PASSED, on, off)
+    assert result.state is CaseState.UNCOVERED
+    assert "no report" in result.message
+    failed = CaseResult(name="suite/a", state=CaseState.FAILED, message="why")
+    assert trial._with_health(failed, on, off) == failed
+    # A report says more.
+    ((told,), _) = charged([result], {"suite/a": (10, 19)}, [splat(12)])
+    assert told.state is CaseState.FAILED
+    assert "WARNING in line 12" in told.message
+
+
+def test_lockdep_out_of_room_is_no_failure_of_the_case() -> None:
+    limit = Splat(
+        kind="lockdep-limit", title="MAX_LOCKDEP_ENTRIES too low!", first_line=12, last_line=13
+    )
+    result = trial._with_health(
+        PASSED, Health(taint=0, lockdep_alive=True), Health(taint=0, lockdep_alive=False)
+    )
+    ((told,), _) = charged([result], {"suite/a": (10, 19)}, [limit])
+    assert told.state is CaseState.UNCOVERED
+    assert "ran out of room" in told.message
+    assert told.splats == (limit,)
+    ((both,), _) = charged([result], {"suite/a": (10, 19)}, [limit, splat(15)])
+    assert both.state is CaseState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -88,3 +108,34 @@ def test_the_console_is_waited_for_up_to_the_mark() -> None:
         return await waiting, console.marks["suite/a 1"]
 
     assert asyncio.run(scenario()) == (True, 8)
+
+
+HELD = (
+    "[   46.1][  T101] ================================================",
+    "[   46.2][  T101] WARNING: lock held when returning to user space!",
+    "[   46.3][  T101] 6.1.192-lab #1 Not tainted",
+    "[   46.4][  T101] ------------------------------------------------",
+    "[   46.5][  T101] fs-fault2/101 is leaving the kernel with locks still held!",
+)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_case_ends_when_the_console_has_shown_enough_and_says_no_more(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    monkeypatch.setattr(trial, "_LAST_WORDS_S", 0.05)
+
+    async def stuck() -> CaseResult:
+        await asyncio.sleep(0.6)
+        return PASSED
+
+    async def scenario() -> object:
+        kinds = frozenset({"lockdep-held-lock"}) if wanted else frozenset({"kasan"})
+        console = Console(enough=kinds)
+        for number, text in enumerate(HELD, 1):
+            console.on_line(number, text)
+        return await trial._unless_enough(stuck(), "suite/a", console)
+
+    result = asyncio.run(scenario())
+    assert isinstance(result, CaseResult)
+    assert result.state is (CaseState.FAILED if wanted else CaseState.PASSED)

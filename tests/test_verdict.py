@@ -548,6 +548,13 @@ def test_a_rare_splat_of_the_base_is_not_blamed_on_the_series() -> None:
     assert record.verdict.splats[0].comparison is Comparison.FLAKY
 
 
+def test_a_splat_that_the_allow_list_lets_pass_is_not_judged() -> None:
+    known = replace(records.WARNING, allowed="known (https://example.org)")
+    record = with_splat(known, set(), set(range(8)))
+    assert record.verdict.outcome is Outcome.CLEAN
+    assert record.verdict.splats == ()
+
+
 def test_a_torn_splat_never_decides_alone() -> None:
     torn = replace(records.UAF, fingerprint="", corrupted="interleaved with another report")
     record = with_splat(torn, set(), set(range(8)))

@@ -71,6 +71,12 @@ def test_the_demo_series_is_clean(make_lab: MakeLab) -> None:
     folder = next(lab.runs.glob("*/record.json")).parent
     assert (folder / "report.html").read_text().count("<script>") == 0
     assert b"<testsuites" in (folder / "junit.xml").read_bytes()
+    for kept in (trial["locks"] for trial in record["trials"]):
+        assert (kept["alive"], kept["missing"]) == (True, "")
+        assert kept["placed"] > 300, "keys are addresses, and lie in symbols"
+    shown = lab("lockgraph", "show", "--around", "mmap_lock", expect=0).stdout
+    assert "&mm->mmap_lock -> sb_pagefaults (ext4)" in shown
+    assert "&mm->mmap_lock -> sb_pagefaults (xfs)" in shown
 
     # The same again: nothing changed, so make is not called at all.
     lab("run", "--patch", ROOT / "patches/demo", "--duration", "1", "--repeats", "1", expect=0)
@@ -87,6 +93,33 @@ def test_a_series_that_breaks_the_build_names_patch_and_error(make_lab: MakeLab)
     assert failure["first_error"]["file"] == "mm/mmzone.c"
     assert failure["first_error"]["line"] == 15
     assert record["trials"] == []
+
+
+def test_each_patch_names_the_first_that_breaks(make_lab: MakeLab) -> None:
+    lab = make_lab(QUICK)
+    done = lab("run", "--patch", SERIES / "breaks-build", "--each-patch", expect=1)
+    assert "After each patch" in done.stdout
+    first, second = record_of(lab)["prefixes"]
+    assert (first["state"], first["broken"]) == ("passed", "")
+    assert first["boot_s"] > 0
+    assert (second["state"], second["broken"]) == ("broken", "build")
+    assert second["patch"].startswith("0002")
+    assert "mm/mmzone.c:15" in second["reason"]
+    (finding,) = (f for f in record_of(lab)["verdict"]["findings"] if f["kind"] == "patch")
+    assert finding["patch"] == second["patch"]
+
+
+def test_a_planted_warning_is_caught_and_charged(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    done = lab("selftest", "--control", "lkdtm-warning", "--json", expect=0)
+    record = json.loads(done.stdout)
+    (result,) = record["results"]
+    assert (result["grade"], result["detector"]) == ("caught", "warning")
+    assert result["case"] == "lkdtm/WARNING"
+    assert "lkdtm_WARNING" in result["said"]
+    clean, planted = record["trials"]
+    assert [(r["name"], r["state"]) for r in clean["results"]] == [("boot/hello", "passed")]
+    assert planted["results"][0]["splats"] == []
 
 
 def test_a_kernel_that_panics_at_boot_is_a_finding(make_lab: MakeLab) -> None:
@@ -209,6 +242,29 @@ def test_an_interrupt_leaves_nothing_and_says_how_to_go_on(
     assert not processes_of(str(lab.runs))
 
 
+def test_a_case_that_panics_twice_is_left_out_and_the_rest_goes_on(make_lab: MakeLab) -> None:
+    toml = QUICK.replace('["truncate"]', '["mremap", "munmap"]')
+    lab = make_lab(toml.replace("repeats = 1", "repeats = 3\nmax_repeats = 3"))
+    lab("run", "--patch", SERIES / "panics-in-a-case", expect=4)
+    record = record_of(lab)
+    planted = "faultstress/ext4/mremap"
+    got = states(record, "patched")
+    assert got.pop(planted) == {"crashed"}
+    assert set(got) == set(record["manifest"]["cases"]) - {planted}
+    assert set.union(*got.values()) == {"passed"}
+    patched = [t for t in record["trials"] if t["cell"]["side"] == "patched"]
+    # Twice a crash and its rest in a fresh machine; then without the case, on the base too.
+    assert sorted(t["end"] for t in patched) == ["panicked"] * 2 + ["powered-off"] * 3
+    assert [planted in t["cell"]["cases"] for t in patched if t["cell"]["repeat"] == 2] == [False]
+    base = [t for t in record["trials"] if t["cell"]["side"] == "base"]
+    assert [planted in t["cell"]["cases"] for t in base if t["cell"]["repeat"] == 2] == [False]
+    assert all(r["state"] == "passed" for t in base for r in t["results"])
+    assert any("left out after 2 crashes" in why for why in record["verdict"]["reasons"])
+    crashed = next(t for t in patched if t["end"] == "panicked")
+    (splat,) = crashed["results"][-1]["splats"]
+    assert "planted panic in a case" in splat["title"]
+
+
 def test_two_machines_at_once_share_the_cases_of_a_run(make_lab: MakeLab) -> None:
     lab = make_lab(SHORT.replace('["truncate"]', '["truncate", "munmap"]'))
     lab("run", "--patch", ROOT / "patches/demo", "--parallel", "4", expect=0)
@@ -248,3 +304,20 @@ def test_the_users_series_is_not_written_to(make_lab: MakeLab, tmp_path: Path) -
     assert [
         (p.name, p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(mine.iterdir())
     ] == before
+
+
+def test_a_lockdep_without_room_is_coverage_lost_and_the_rest_runs_afresh(
+    make_lab: MakeLab,
+) -> None:
+    lab = make_lab(SHORT.replace('["truncate"]', '["truncate", "munmap"]'))
+    lab("run", "--patch", SERIES / "spends-lockdep", expect=4)
+    record = record_of(lab)
+    assert record["verdict"]["findings"] == []
+    assert any("coverage lost" in reason for reason in record["verdict"]["reasons"])
+    patched = states(record, "patched")
+    assert patched["faultstress/ext4/truncate"] == {"uncovered"}
+    assert patched["faultstress/ext4/munmap"] == {"passed"}, "in a fresh machine"
+    machines = [t for t in record["trials"] if t["cell"]["side"] == "patched"]
+    assert [t["lockdep_alive"] for t in machines] == [False, True]
+    assert [t["locks"]["alive"] for t in machines] == [False, True]
+    assert set.union(*states(record, "base").values()) == {"passed"}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lab import host, kconfig
+from lab import host, kconfig, patching
 from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.build import diagnostics, recipe, sandbox
@@ -66,13 +66,15 @@ def build(
     emit: Emit,
     jobs: int,
     seed: Kernel | None = None,
+    keep: bool = False,
 ) -> Kernel | BuildFailure:
     """The kernel of `tree` for `arch`, from the cache or built.
 
     `seed` is a kernel whose objects may be started from; it is used where that is sound, and the
-    result does not depend on it. Raises `UserError` for fragments that contradict each other or
-    that the kernel does not follow, `LabFault` where the host is at fault. A source that does not
-    build is a `BuildFailure`; so is a patch that takes away an option which the fragments need.
+    result does not depend on it. With `keep` the new objects are kept even so, for kernels that
+    have one patch more. Raises `UserError` for fragments that contradict each other or that the
+    kernel does not follow, `LabFault` where the host is at fault. A source that does not build is a
+    `BuildFailure`; so is a patch that takes away an option which the fragments need.
     """
     row = arch_row(arch)
     merged = kconfig.merge(fragments)
@@ -89,7 +91,7 @@ def build(
     step = f"build {side} {row.name}"
     with cache.lock(f"build {inputs.key}"):
         stored = _stored(cache.sub("builds") / inputs.key, side)
-        if stored is not None:
+        if stored is not None and (not keep or (stored.folder / "obj").is_dir()):
             emit(Event(kind=EventKind.DONE, step=step, text="already built"))
             return stored
         job = _Job(
@@ -103,6 +105,7 @@ def build(
             emit=emit,
             jobs=jobs,
             step=step,
+            keep=keep,
         )
         with disk_full_explained(cache.root):
             return job.run(seed)
@@ -211,6 +214,7 @@ class _Job:
     emit: Emit
     jobs: int
     step: str
+    keep: bool = False
 
     @property
     def final(self) -> Path:
@@ -230,18 +234,20 @@ class _Job:
         started = time.monotonic()
         usable = self._usable(seed)
         self._room_on_disk()
-        resumed = self._prepare(seed if usable else None)
+        # What differs from the seed: all that the patches changed, or less if it has some of them.
+        fresh = self._fresh(usable) if usable else self.inputs.changed
+        resumed = self._prepare(seed if usable else None, fresh)
         seeded = seed if usable else None
         how = (
             "taken up again" if resumed else f"from the objects of {seeded.side}" if seeded else ""
         )
         self.emit(Event(kind=EventKind.STARTED, step=self.step, text=how))
         log: list[str] = []
-        if not (usable and seeding.keeps_config(usable, self.inputs)):
+        if not (usable and seeding.keeps_config(usable, self.inputs, fresh)):
             failure = self._configure(log, started)
             if failure is not None:
                 return failure
-        total = self._expected(seeded)
+        total = self._expected(seeded, fresh)
         progress = _Progress(emit=self.emit, step=self.step, expected=total)
         done = self._make([self.row.make_target, "vmlinux"], log, _MAKE_S, progress)
         if done.status != 0:
@@ -251,7 +257,7 @@ class _Job:
             if not made.is_file() or made.stat().st_size == 0:
                 log.append(f"make ended with status 0 and made no {path}")
                 return self._failed(log, started, phase="link")
-        kernel = self._publish(log, started, progress.compiled, seeded)
+        kernel = self._publish(log, started, progress.compiled, seeded, fresh)
         self.emit(
             Event(
                 kind=EventKind.DONE,
@@ -270,6 +276,13 @@ class _Job:
         inputs = _read(seed.folder / "inputs.json", Inputs)
         return inputs if inputs and seeding.usable(inputs, self.inputs) else None
 
+    def _fresh(self, seed: Inputs) -> tuple[str, ...]:
+        """Paths in which the trees of the seed and of this build differ."""
+        if seed.tree == seed.base_tree:
+            return self.inputs.changed
+        found = patching.changes(self.tree.source, seed.tree, self.inputs.tree)
+        return tuple(sorted(change.path for change in found))
+
     def _room_on_disk(self) -> None:
         free = shutil.disk_usage(self.cache.root).free
         if free < _FREE_BYTES:
@@ -279,7 +292,7 @@ class _Job:
                 hint="lab clean frees the cache; [paths] in lab.toml moves it",
             )
 
-    def _prepare(self, seed: Kernel | None) -> bool:
+    def _prepare(self, seed: Kernel | None, fresh: tuple[str, ...]) -> bool:
         """Make the object folder ready; True if a half-made one is taken up.
 
         A half-made seeded one is not: its objects have command files from before, so that one
@@ -295,14 +308,16 @@ class _Job:
         if seed is None:
             self.objects.mkdir()
         else:
-            seeding.copy(seed.folder / "obj", self.objects, self.tree.path, self.inputs.changed)
+            seeding.copy(
+                seed.folder / "obj", self.objects, self.tree.path, self.inputs.changed, fresh
+            )
         key = seed.key if seed else None
         write_atomically(state, encode(_State(boot_id=boot_id, seed=key)))
         return False
 
-    def _expected(self, seed: Kernel | None) -> int:
+    def _expected(self, seed: Kernel | None, fresh: tuple[str, ...]) -> int:
         if seed is not None:
-            return seeding.expected(self.objects, self.inputs.changed)
+            return seeding.expected(self.objects, fresh)
         counts = [
             kernel.compiled
             for record in self.cache.sub("builds").glob("*/record.json")
@@ -420,7 +435,12 @@ class _Job:
         return failure
 
     def _publish(
-        self, log: list[str], started: float, compiled: list[str], seed: Kernel | None
+        self,
+        log: list[str],
+        started: float,
+        compiled: list[str],
+        seed: Kernel | None,
+        fresh: tuple[str, ...],
     ) -> Kernel:
         out = self.partial / "out"
         out.mkdir()
@@ -429,7 +449,9 @@ class _Job:
         shutil.copyfile(self.objects / ".config", out / "config")
         (self.partial / "build.log").rename(out / "build.log")
         release = (self.objects / "include/config/kernel.release").read_text().strip()
-        if seed is None:  # one that was seeded serves nobody: what follows starts from the base
+        if (
+            seed is None or self.keep
+        ):  # others mostly serve nobody: what follows starts from the base
             seeding.prune(self.objects, self.row.image)
             self.objects.rename(out / "obj")
         write_atomically(out / "inputs.json", encode(self.inputs))
@@ -449,28 +471,30 @@ class _Job:
             seeded_from=seed.key if seed else None,
             compiled=len(compiled),
             sandbox=self.bench.kind,
-            warnings=self._warnings(log, compiled, seed),
+            warnings=self._warnings(log, compiled, seed, fresh),
         )
         _flush([out / "image", out / "config"])  # vmlinux is large, and only explains splats
         write_atomically(out / "record.json", encode(kernel))
+        if (self.final / "record.json").is_file() and self.keep:
+            (out / "obj").rename(self.final / "obj")  # it was there, but for its objects
         publish(out, self.final)
         remove_tree(self.partial)
         remove_tree(self.final.with_suffix(".failed"))
         return kernel
 
     def _warnings(
-        self, log: list[str], compiled: list[str], seed: Kernel | None
+        self, log: list[str], compiled: list[str], seed: Kernel | None, fresh: tuple[str, ...]
     ) -> tuple[Diagnostic, ...]:
         """All warnings of this source: the seed's too, for the files that were not compiled."""
-        fresh = diagnostics.warnings(log, self.bench.places)
+        said = diagnostics.warnings(log, self.bench.places)
         again = {str(Path(target).with_suffix("")) for target in compiled}
-        changed = set(self.inputs.changed)
+        changed = set(fresh)
         kept = (
             one
             for one in (seed.warnings if seed else ())
             if one.file not in changed and str(Path(one.file).with_suffix("")) not in again
         )
-        return tuple(dict.fromkeys((*kept, *fresh)))
+        return tuple(dict.fromkeys((*kept, *said)))
 
 
 def _flush(paths: Sequence[Path]) -> None:

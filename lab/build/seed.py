@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -27,11 +28,13 @@ def usable(seed: Inputs, wanted: Inputs) -> bool:
     return next(same) == next(same) and set(seed.changed) <= set(wanted.changed)
 
 
-def keeps_config(seed: Inputs, wanted: Inputs) -> bool:
-    """Whether the seed's .config is surely the one that configuring anew would make."""
+def keeps_config(seed: Inputs, wanted: Inputs, fresh: tuple[str, ...]) -> bool:
+    """Whether the seed's .config is surely the one that configuring anew would make.
+
+    `fresh` is what differs between the two trees.
+    """
     return seed.config == wanted.config and all(
-        PurePosixPath(path).suffix in _PLAIN and not path.startswith("scripts/")
-        for path in wanted.changed
+        PurePosixPath(path).suffix in _PLAIN and not path.startswith("scripts/") for path in fresh
     )
 
 
@@ -45,23 +48,36 @@ def prune(objects: Path, image: str) -> None:
     (objects / image).unlink(missing_ok=True)
 
 
-def copy(objects: Path, target: Path, source: Path, changed: tuple[str, ...]) -> None:
-    """Copy an object folder to `target` and age it to before the changes in `source`.
+def copy(
+    objects: Path, target: Path, source: Path, changed: tuple[str, ...], fresh: tuple[str, ...]
+) -> None:
+    """Copy an object folder to `target` and age it to before the fresh changes in `source`.
 
-    A copy and no hard links: `> file` in a kbuild rule writes through a link into the seed. make
-    compares time stamps only, and the changed sources may have been checked out before the seed
-    was built: so all objects get one time, just before the first change. A source file that is
-    untouched but looks newer than that is compiled once too often, never once too little.
+    `changed` is what patches have changed in `source`, `fresh` the part of it in which it differs
+    from the seed's tree. A copy and no hard links: `> file` in a kbuild rule writes through a link
+    into the seed. make compares time stamps only, and the changed sources may have been checked
+    out before the seed was built: so all objects get one time, just before the first change. A
+    source file that is untouched but looks newer than that is compiled once too often, never once
+    too little.
     """
     host.run(
         ["cp", "-a", "--reflink=auto", "--no-target-directory", objects, target], timeout_s=900
     )
-    times = [(source / path).stat().st_mtime_ns for path in changed if (source / path).is_file()]
-    if not times:
+    new = [source / path for path in fresh if (source / path).is_file()]
+    old = [source / path for path in changed if path not in fresh and (source / path).is_file()]
+    if not new:
         return
-    before = min(times) - 1_000_000_000
+    if old and all(path.stat().st_nlink == 1 for path in new):
+        # The seed has these already, and they must not look newer than its objects, whenever the
+        # trees were checked out: put the objects after them, and what is fresh after the objects.
+        stamp = max(path.stat().st_mtime_ns for path in old) + 1_000_000
+        late = max(time.time_ns(), stamp + 1_000_000)
+        for path in new:
+            os.utime(path, ns=(late, late))
+    else:
+        stamp = min(path.stat().st_mtime_ns for path in new) - 1_000_000_000
     for path in _files(target):
-        os.utime(path, ns=(before, before), follow_symlinks=False)
+        os.utime(path, ns=(stamp, stamp), follow_symlinks=False)
 
 
 def expected(objects: Path, changed: tuple[str, ...]) -> int:

@@ -41,8 +41,8 @@ class Cycle:
     """Each lock waited for while the one before was held, all around."""
 
     steps: tuple[Step, ...]
-    certain: bool  # a deadlock if these threads meet, as surely as a report of lockdep's
-    doubt: str = ""  # why it may be harmless, if it is not certain
+    certain: bool  # a deadlock if these threads meet, and the series' own
+    doubt: str = ""  # why it may be harmless, or the base's as well; "" if it is certain
 
     @property
     def text(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
 from math import comb
@@ -21,6 +21,7 @@ from lab.lockgraph.graph import LockGraph
 from lab.lockgraph.identity import ClassId, Identified, identify
 from lab.lockgraph.proc import StatRow
 from lab.model import Side
+from lab.verdict.chance import LEVEL as BLAME_LEVEL
 from lab.verdict.chance import fisher
 
 # Three runs a side that agree are the least that can tell: the chance of that is 1 in 20.
@@ -36,7 +37,9 @@ class Change(StrEnum):
     NOT_SEEN = "not-seen"  # in every run of the base, and in none with the series; too few runs
     ONLY_SEEN = "only-seen"  # the other way round
     VARIES = "varies"  # not in all runs of one side
-    UNTOLD = "untold"  # differs, but one of its locks cannot be told from others of its name
+    # Differs, but one of its locks cannot be told from others of its name, or no run of the other
+    # side could have shown it.
+    UNTOLD = "untold"
     SAME = "same"
 
 
@@ -120,7 +123,7 @@ class LockDiff:
 
 
 def diff(observations: Sequence[Observation]) -> LockDiff:
-    """Compare the sides. Swapping them swaps gone and new, and nothing else but the cycles."""
+    """Compare the sides. Swapping them swaps gone and new; cycles are the patched side's only."""
     flat = [(seen, graph) for seen in observations for graph in seen.graphs]
     known = identify([graph for _, graph in flat])
     edges = _Sightings(observations, known, _pairs)
@@ -153,7 +156,10 @@ def diff(observations: Sequence[Observation]) -> LockDiff:
             )
             for label in sorted(classes.seen)
         ),
-        cycles=_cycles(flat, known, direct),
+        cycles=tuple(
+            _blamed(cycle, [edges.counts((step.before, step.after)) for step in cycle.steps])
+            for cycle in _cycles(flat, known, direct)
+        ),
         stats=_stats(observations, known),
         doubts=_doubts(observations, known),
         by_chance=edges.by_chance(direct),
@@ -285,6 +291,8 @@ def change(counts: Counts) -> Change:
     else:
         steady, one_sided = patched == counts.patched_runs, (patched, counts.patched_runs)
         other, sure, unsure = counts.base_runs, Change.NEW, Change.ONLY_SEEN
+    if not other:
+        return Change.UNTOLD
     if fisher(*one_sided, 0, other) <= LEVEL * (1 + 1e-9):
         return sure
     return unsure if steady else Change.VARIES
@@ -319,6 +327,23 @@ def _cycles(
         for label, lock in known.ids.items()
     }
     return cycles.new_cycles(patched, base, traits, direct=direct)
+
+
+def _blamed(cycle: Cycle, counts: Sequence[Counts]) -> Cycle:
+    """A cycle is a bug, but whose? The base may only have missed its turn to draw the edge.
+
+    It is the series' if an edge that the base lacks comes significantly more often with it, by the
+    level at which a verdict blames.
+    """
+    p_values = [
+        fisher(seen.patched, seen.patched_runs, seen.base, seen.base_runs)
+        for step, seen in zip(cycle.steps, counts, strict=True)
+        if not step.on_base
+    ]
+    if min(p_values) <= BLAME_LEVEL:
+        return cycle
+    doubt = "that no run of the base drew all of it may be chance"
+    return replace(cycle, certain=False, doubt="; ".join(filter(None, (cycle.doubt, doubt))))
 
 
 # --- contention --------------------------------------------------------------------------------

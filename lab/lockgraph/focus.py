@@ -12,6 +12,7 @@ from lab.model import UserError
 
 _UNCHANGED = 14  # neighbours that nothing happened to, before "and n more"
 _NODES = 60
+_BEYOND_CHANCE = 1.5
 _CHANGED = LOST | ADDED
 
 
@@ -51,6 +52,13 @@ def find(labels: Iterable[str], around: str) -> tuple[str, ...]:
     )
 
 
+def centre(diff: LockDiff, around: str | None) -> tuple[str, ...]:
+    """The classes of a comparison that `around` means; () for None. Raises `UserError`."""
+    if around is None:
+        return ()
+    return find({label for e in diff.edges for label in (e.before, e.after)}, around)
+
+
 def plain(label: str) -> str:
     """ "&mm->mmap_lock/1" -> "mmap_lock"; "sb_pagefaults (ext4)" stays."""
     head, space, place = label.partition(" (")
@@ -63,18 +71,26 @@ def plain(label: str) -> str:
 def suggest(diff: LockDiff, subjects: Iterable[str] = ()) -> str | None:
     """The class to look at if nobody says: for an mm series mmap_lock, else where most changed.
 
-    None if nothing changed anywhere.
+    None if no more changed than chance would make.
     """
     changed = diff.changed(*_CHANGED)
-    if not changed:
-        return None
-    known = {label for edge in diff.edges for label in (edge.before, edge.after)}
     if any(subject.startswith("mm:") for subject in subjects):
-        found = sorted(label for label in known if plain(label) == "mmap_lock")
-        if found and any({e.before, e.after} & set(found) for e in changed):
+        touched = {label for edge in changed for label in (edge.before, edge.after)}
+        found = sorted(label for label in touched if plain(label) == "mmap_lock")
+        if found:
             return min(found, key=len)
-    touched = Counter(label for edge in changed for label in (edge.before, edge.after))
-    return max(sorted(touched), key=lambda label: touched[label])
+    sure = diff.changed(Change.GONE, Change.NEW)
+    usual = diff.by_chance
+    if len(sure) > _BEYOND_CHANCE * (usual or 0):
+        changed = sure
+    elif usual is None or len(changed) <= _BEYOND_CHANCE * usual:
+        return None
+    often = Counter(label for edge in changed for label in (edge.before, edge.after))
+    # Locks that everything takes vary in every kernel: what is steady beside the change counts.
+    unsteady = Counter(
+        label for edge in diff.changed(Change.VARIES) for label in (edge.before, edge.after)
+    )
+    return max(sorted(often), key=lambda label: often[label] / (1 + unsteady[label]), default=None)
 
 
 def focus(diff: LockDiff, around: str, *, depth: int = 1, every: bool = False) -> Focus:
@@ -163,6 +179,6 @@ WORDS: dict[Change, str] = {
     Change.NOT_SEEN: "not seen with the series",
     Change.ONLY_SEEN: "seen only with the series",
     Change.VARIES: "varies between runs",
-    Change.UNTOLD: "cannot be told from others of its name",
+    Change.UNTOLD: "cannot be told",
     Change.SAME: "the same",
 }

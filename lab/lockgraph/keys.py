@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 _SYMBOL = re.compile(r"(?P<address>[0-9a-f]{8,16}) (?P<kind>[A-Za-z]) (?P<name>\S+)")
+_MARK = ("$", ".L")  # of assemblers: "$d" begins data in an arm64 object
 _KERNEL_HALF = 1 << 63
 _KEY_DIGITS = 16
 _DATA = frozenset("bBdDrRvVgGsS")
@@ -61,7 +62,7 @@ def symbols(nm: str) -> Symbols:
     file, text, end = "", None, 0
     for line in nm.splitlines():
         match = _SYMBOL.fullmatch(line)
-        if match is None:
+        if match is None or match["name"].startswith(_MARK):
             continue
         address, kind, name = int(match["address"], 16), match["kind"], match["name"]
         if kind == "a" and address == 0:

@@ -8,7 +8,7 @@ from lab.lockgraph.focus import find, plain
 from lab.model import UserError
 from lab.verdict import LockNews
 
-_TOLD = 3  # edges of the focus in the sentence
+_TOLD = 4  # edges of the focus in the sentence
 
 
 def news(diff: LockDiff, arch: str) -> LockNews:
@@ -88,15 +88,16 @@ def _focused(diff: LockDiff, around: str | None) -> list[str]:
     for words, which in (("no more", LOST), ("now", ADDED)):
         mine = [e for e in diff.changed(*which) if e.before in centre]
         if mine:
-            shown = ", ".join(plain(e.after) for e in sorted(mine, key=_telling)[:_TOLD])
+            shown = ", ".join(e.after for e in sorted(mine, key=_telling)[:_TOLD])
             more = f" and {len(mine) - _TOLD} more" if len(mine) > _TOLD else ""
             parts.append(f"{plain(centre[0])} {words} -> {shown}{more}{_how_often(mine)}")
     return parts
 
 
-def _telling(edge: EdgeDiff) -> tuple[bool, str]:
-    """Significant ones first; then locks that belong somewhere, like a file system's."""
-    return edge.change not in (Change.GONE, Change.NEW), edge.after
+def _telling(edge: EdgeDiff) -> tuple[bool, bool, str]:
+    """Significant ones first; then locks that belong to something, like a file system's."""
+    placed = edge.after.endswith(")") and not edge.after.endswith(".c)")
+    return edge.change not in (Change.GONE, Change.NEW), not placed, edge.after
 
 
 def _how_often(edges: list[EdgeDiff]) -> str:

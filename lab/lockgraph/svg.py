@@ -47,11 +47,11 @@ _STYLE = """
 .lockgraph path.edge { fill: none; stroke: var(--lg-line); stroke-width: 1.1; }
 .lockgraph path.e-varies { stroke-dasharray: 1.5 3.5; }
 .lockgraph path.e-untold { stroke-dasharray: 6 3 1 3 1 3; }
-.lockgraph path.e-gone, .lockgraph path.e-not-seen { stroke: var(--lg-gone); stroke-width: 2.4;
-  stroke-dasharray: 8 5; }
-.lockgraph path.e-not-seen { stroke-width: 1.7; stroke-dasharray: 4 5; }
-.lockgraph path.e-new, .lockgraph path.e-only-seen { stroke: var(--lg-new); stroke-width: 3; }
-.lockgraph path.e-only-seen { stroke-width: 2; stroke-dasharray: 12 3 2 3; }
+.lockgraph path.e-gone { stroke: var(--lg-gone); stroke-width: 2.4; stroke-dasharray: 8 5; }
+.lockgraph path.e-not-seen { stroke: var(--lg-gone); stroke-width: 1.7; stroke-dasharray: 4 5; }
+.lockgraph path.e-new { stroke: var(--lg-new); stroke-width: 3; }
+.lockgraph path.e-only-seen { stroke: var(--lg-new); stroke-width: 2;
+  stroke-dasharray: 12 3 2 3; }
 .lockgraph .head { fill: var(--lg-line); }
 .lockgraph .h-gone, .lockgraph .h-not-seen { fill: var(--lg-gone); }
 .lockgraph .h-new, .lockgraph .h-only-seen { fill: var(--lg-new); }

@@ -14,7 +14,7 @@ from lab import host
 from lab.lockdesk import ChainSeen
 from lab.lockgraph import stored, svg
 from lab.lockgraph.diff import ADDED, LOST, Change, EdgeDiff, LockDiff, Measure, StatDiff, diff
-from lab.lockgraph.focus import WORDS, counts_text, focus, plain, suggest
+from lab.lockgraph.focus import WORDS, centre, counts_text, focus, plain, suggest
 from lab.lockgraph.news import sentence
 from lab.model import LabError, RunRecord
 from lab.report.progress import printable
@@ -68,7 +68,7 @@ def sections(record: RunRecord, folder: Path | None) -> tuple[Section, ...]:
 
 def section(compared: LockDiff, arch: str, subjects: Sequence[str]) -> Section:
     around = suggest(compared, subjects)
-    drawn, why = "", "no edge changed"
+    drawn, why = "", "no more changed than chance makes (lab lockgraph diff --around CLASS draws)"
     if around is not None:
         try:
             drawn = picture(compared, around)
@@ -91,13 +91,14 @@ def section(compared: LockDiff, arch: str, subjects: Sequence[str]) -> Section:
 
 
 def ordered(compared: LockDiff, around: str | None, *which: Change) -> tuple[EdgeDiff, ...]:
-    """Edges with such a change: significant ones first, then those of the class looked at."""
+    """Edges with such a change: those of the class looked at first, then significant ones."""
+    looked_at = set(centre(compared, around))
     return tuple(
         sorted(
             compared.changed(*which),
             key=lambda edge: (
+                not looked_at & {edge.before, edge.after},
                 edge.change not in (Change.GONE, Change.NEW),
-                around not in (edge.before, edge.after),
                 edge.before,
                 edge.after,
             ),
@@ -129,8 +130,10 @@ COLUMNS = (
 
 def stat_rows(compared: LockDiff, around: str | None) -> tuple[StatRow, ...]:
     """The class looked at, then the locks whose waiting and holding changed most."""
+    looked_at = set(centre(compared, around))
     ranked = sorted(
-        compared.stats, key=lambda stat: (stat.label != around, -_weight(stat), stat.label)
+        compared.stats,
+        key=lambda stat: (stat.label not in looked_at, -_weight(stat), stat.label),
     )
     return tuple(_stat_row(stat) for stat in ranked[:_STAT_ROWS] if _weight(stat) > 0)
 
@@ -250,12 +253,13 @@ def show_graph(whole: LockDiff, around: str | None, console: Console) -> None:
     if around is None:
         _busiest(whole, console)
         return
-    centre = focus(whole, around, every=True).centre
+    looked_at = centre(whole, around)
+    names = printable(", ".join(looked_at))
     for title, mine in (
-        ("taken while holding it", [e for e in direct if e.before in centre]),
-        ("held when it is taken", [e for e in direct if e.after in centre]),
+        ("taken while holding it", [e for e in direct if e.before in looked_at]),
+        ("held when it is taken", [e for e in direct if e.after in looked_at]),
     ):
-        _say(console, Text(f"{printable(', '.join(centre))}: {title}: {len(mine)}", style="bold"))
+        _say(console, Text(f"{names}: {title}: {len(mine)}", style="bold"))
         for edge in mine:
             dim = "dim" if edge.change is Change.SAME else "yellow"
             text = f"  {_arrow(edge.before, edge.after)}"

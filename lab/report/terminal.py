@@ -23,6 +23,7 @@ from lab.model import (
     Comparison,
     Kernel,
     Outcome,
+    PrefixState,
     RootImage,
     RunRecord,
     Splat,
@@ -30,6 +31,7 @@ from lab.model import (
 from lab.report import locks, view
 from lab.report import progress as progress_module
 from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
+from lab.splat import places
 
 __all__ = [
     "PlainProgress",
@@ -59,8 +61,15 @@ _CASE_STYLE = {
     Comparison.FLAKY: "yellow",
     Comparison.SAME_FAIL: "dim",
 }
+_PREFIX_STYLE = {
+    PrefixState.PASSED: "green",
+    PrefixState.BROKEN: "red",
+    PrefixState.UNKNOWN: "yellow",
+}
+_SUBJECT = 44  # columns of a patch's subject
 _LISTED = 12  # cases or reasons before "and n more": the report has them all
 _DETAIL_LINES = 6
+_TOUCHED_LINES = 3  # of a splat's frames that the series has a hand in
 
 
 def progress(*, quiet: bool) -> Progress:
@@ -94,9 +103,11 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _item(console, (against, "dim"), indent=0)
     console.print()
     _matrix(record, console)
+    _prefixes(record, console)
     _findings(record, console)
     _cases(record, console)
     _splats(record, console)
+    _allowed(record, console)
     _locks(record, folder, console)
     _warnings(record, console)
     _reasons(record, console)
@@ -151,6 +162,31 @@ def _matrix(record: RunRecord, console: Console) -> None:
     _grid(console, rows, 0)
 
 
+def _prefixes(record: RunRecord, console: Console) -> None:
+    """Each patch by itself, if that was asked for."""
+    if not record.prefixes:
+        return
+    _heading(console, "After each patch")
+    rows: list[list[str | tuple[str, str]]] = [["", "patch", "arch", "build", "boot", ""]]
+    for row in view.prefixes(record):
+        style = _PREFIX_STYLE[row.result.state]
+        subject = printable(row.result.subject)
+        rows.append(
+            [
+                str(row.result.number),
+                subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 1]}…",
+                row.result.arch,
+                row.build,
+                row.boot,
+                (row.word, style),
+            ]
+        )
+    _grid(console, rows, 2)
+    for each in record.prefixes:
+        if each.reason:
+            _item(console, f"{each.number} [{each.arch}]: ", printable(each.reason), indent=4)
+
+
 def _findings(record: RunRecord, console: Console) -> None:
     """Everything that makes the run regressed, with the first lines of its evidence."""
     if not record.verdict.findings:
@@ -174,7 +210,7 @@ def _findings(record: RunRecord, console: Console) -> None:
             lines.append(f"trials/{dead.id}/{dead.console}")
         for row in view.splat_rows(record) if finding.kind == "splat" else ():
             if row.verdict.title == finding.title and row.verdict.arch == finding.arch:
-                lines.append(_console_line(row))
+                lines += [_console_line(row), *map(printable, row.touched[:_TOUCHED_LINES])]
         for line in lines[:_DETAIL_LINES]:
             _item(console, line, indent=6)
         if finding.patch:
@@ -246,6 +282,23 @@ def _splats(record: RunRecord, console: Console) -> None:
             indent=6,
         )
         _item(console, (_console_line(row), "dim"), indent=6)
+        for line in row.touched[:_TOUCHED_LINES]:
+            _item(console, printable(line), indent=6)
+
+
+def _allowed(record: RunRecord, console: Console) -> None:
+    """Known splats that were seen and let pass, and entries that let nothing pass any more."""
+    rows = view.allowed_rows(record)
+    if rows or record.manifest.notes:
+        _heading(console, "Known splats")
+    for row in rows:
+        _item(console, ("allowed: ", "dim"), printable(row.splat.title), f"  [{row.arch}]")
+        _item(console, printable(row.splat.allowed), indent=6)
+        text = f"in {row.patched} runs with the series, {row.base} without; first: "
+        where = f"trials/{row.trial.id}/{row.trial.console}:{row.splat.first_line}"
+        _item(console, (text + printable(where), "dim"), indent=6)
+    for note in record.manifest.notes:
+        _item(console, ("expired: ", "yellow"), printable(note))
 
 
 def _locks(record: RunRecord, folder: Path, console: Console) -> None:
@@ -358,7 +411,7 @@ def images(found: Sequence[RootImage], console: Console, *, as_json: bool = Fals
 
 
 def splats(found: Mapping[Path, Sequence[Splat]], console: Console) -> None:
-    """Problem reports by file, as `file:line: title`."""
+    """Problem reports by file, as `file:line: title`; symbolised ones with their text."""
     for path, reports in found.items():
         if not reports:
             console.print(Text(f"{path}: no problem report"), soft_wrap=True)
@@ -373,6 +426,20 @@ def splats(found: Mapping[Path, Sequence[Splat]], console: Console) -> None:
                 ),
                 soft_wrap=True,
             )
+            if any(frame.file for frame in splat.frames):
+                for line in places.decorated(splat).split("\n"):
+                    console.print(Text(f"    {printable_line(line)}".rstrip()), soft_wrap=True)
+                for note in _unplaced(splat):
+                    console.print(Text(f"    ({printable(note)})", style="dim"), soft_wrap=True)
+
+
+def _unplaced(splat: Splat) -> list[str]:
+    """Why frames have no source line, each reason once."""
+    missing: dict[str, list[str]] = {}
+    for frame in splat.frames:
+        if frame.note:
+            missing.setdefault(frame.note, []).append(frame.function)
+    return [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in missing.items()]
 
 
 class Checked(Protocol):

@@ -20,9 +20,11 @@ from lab.model import (
     Comparison,
     Diagnostic,
     ExitCode,
+    FrameKind,
     Kernel,
     MachineEnd,
     Outcome,
+    PrefixResult,
     RunRecord,
     Side,
     Splat,
@@ -30,6 +32,7 @@ from lab.model import (
     Tally,
     Trial,
 )
+from lab.splat import places
 
 EXIT = {
     Outcome.CLEAN: ExitCode.CLEAN,
@@ -185,6 +188,32 @@ def failed_boot(record: RunRecord, arch: str) -> Trial | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixRow:
+    """One line of the table of --each-patch."""
+
+    result: PrefixResult
+    build: str
+    boot: str
+    word: str
+
+
+def prefixes(record: RunRecord) -> tuple[PrefixRow, ...]:
+    return tuple(
+        PrefixRow(
+            result=one,
+            build="fails"
+            if one.broken == "build"
+            else f"{span(one.build_s)}, {one.compiled} .o"
+            if one.build_s
+            else "cached",
+            boot="-" if one.boot_s is None else f"{one.boot_s:.1f} s",
+            word=f"breaks: {one.broken}" if one.broken else str(one.state),
+        )
+        for one in record.prefixes
+    )
+
+
 # --- splats and warnings -----------------------------------------------------------------------
 
 
@@ -200,6 +229,21 @@ class SplatRow:
     splat: Splat
     trial: Trial
     cases: tuple[str, ...]  # in which it was seen
+
+    @property
+    def text(self) -> str:
+        """Of the splat, with source lines and what the series did to them."""
+        return places.decorated(self.splat)
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Frames that the series has a hand in, as one line each; inexact ones are left out."""
+        shown = (
+            f"{frame.function} {frame.file}:{frame.line}{places.mark(frame)}"
+            for frame in self.splat.frames
+            if frame.patches and frame.kind is not FrameKind.GUESS
+        )
+        return tuple(dict.fromkeys(shown))
 
     @property
     def novelty(self) -> str:
@@ -238,6 +282,39 @@ def splat_rows(record: RunRecord) -> tuple[SplatRow, ...]:
         )
     order = ("new", "vanished", "on both sides")
     return tuple(sorted(rows, key=lambda row: order.index(row.novelty)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedRow:
+    """A splat that the allow-list let pass."""
+
+    splat: Splat
+    arch: str
+    base: int  # trials that showed it
+    patched: int
+    trial: Trial
+
+
+def allowed_rows(record: RunRecord) -> tuple[AllowedRow, ...]:
+    """Known splats that were seen, in the order in which they were."""
+    seen: dict[tuple[str, str, str], dict[str, Trial]] = defaultdict(dict)
+    first: dict[tuple[str, str, str], Splat] = {}
+    for trial in record.trials:
+        for splat in splats_of(trial):
+            if splat.allowed:
+                key = (trial.cell.arch, splat.fingerprint or splat.title, splat.allowed)
+                seen[key].setdefault(trial.id, trial)
+                first.setdefault(key, splat)
+    return tuple(
+        AllowedRow(
+            splat=first[key],
+            arch=key[0],
+            base=sum(1 for trial in trials.values() if trial.cell.side is Side.BASE),
+            patched=sum(1 for trial in trials.values() if trial.cell.side is Side.PATCHED),
+            trial=next(iter(trials.values())),
+        )
+        for key, trials in seen.items()
+    )
 
 
 def warnings(record: RunRecord, arch: str) -> tuple[list[Diagnostic], list[Diagnostic]]:

@@ -42,6 +42,13 @@ class Allowed:
     title: str = ""  # a shell pattern
     fingerprint: str = ""
     archs: tuple[str, ...] = ()  # empty: on every architecture
+    origin: str = ""  # "known.toml, entry 2"
+
+    @property
+    def what(self) -> str:
+        """What it names, for a message."""
+        said = (str(self.kind or ""), self.title, self.function, self.fingerprint)
+        return " ".join(part for part in said if part)
 
     def excuses(self, splat: Splat, *, arch: str, today: datetime.date) -> bool:
         """Does it excuse this splat? All that the entry names must fit; a fatal one never does."""
@@ -62,6 +69,15 @@ def load(path: Path) -> tuple[Allowed, ...]:
         return parse(path.read_bytes(), origin=str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def expired(entries: Sequence[Allowed], *, today: datetime.date) -> tuple[str, ...]:
+    """One sentence for each entry whose last day is over: it lets nothing pass any more."""
+    return tuple(
+        f"{entry.origin}: expired on {entry.expires}, so {entry.what} is no longer allowed"
+        for entry in entries
+        if entry.expires < today
+    )
 
 
 def parse(raw: bytes, *, origin: str) -> tuple[Allowed, ...]:
@@ -114,6 +130,7 @@ def _entry(entry: Any, *, where: str) -> Allowed:
         title=texts["title"],
         fingerprint=texts["fingerprint"],
         archs=tuple(archs),
+        origin=where,
     )
 
 

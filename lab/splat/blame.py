@@ -94,7 +94,7 @@ def judge(
         if (frame := frames.parse(text, index)) is not None and not frame.guess
     ]
     function = _blame(form, kind, match, texts[opening:], stack)
-    file = _file(texts[opening:])
+    file = guilty_file(texts[opening:])
     said = locks.involved(texts[opening:])
     corrupted = _corrupted(form, lines[opening:], stack, function, lost)
     title = _title(title, kind, match, texts[opening:], function)
@@ -107,7 +107,7 @@ def judge(
         file=file,
         fingerprint="" if corrupted else fingerprint(kind, title),
         corrupted=corrupted,
-        fatal=fatal or kind in FATAL,
+        fatal=fatal or (kind in FATAL and (kind is not form.kind or form.fatal)),
         locks=said,
         text="\n".join(texts)[:_TEXT_LIMIT],
     )
@@ -182,7 +182,7 @@ def _blame(
     return function
 
 
-_LAST_FUNCTION = re.compile(r"last function: ([A-Za-z_][\w.]*)")
+_LAST_FUNCTION = re.compile(r"(?:last function: |workfn=)([A-Za-z_][\w.]*)")
 
 
 def _guessed(texts: Sequence[str]) -> list[Frame]:
@@ -356,7 +356,7 @@ def _locking(form: Format, kind: Kind, texts: Sequence[str], stack: list[Frame])
 _POSITION = re.compile(r"(?<![\w.])([A-Za-z][\w.+-]*(?:/[\w.+-]+)+\.(?:c|h|S|rs)):\d+")
 
 
-def _file(texts: Sequence[str]) -> str:
+def guilty_file(texts: Sequence[str]) -> str:
     """The first source file that is not the machinery of skipped functions; "" if none is named."""
     spare = ""
     for index, text in enumerate(texts):

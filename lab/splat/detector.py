@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lab.model import Splat
 from lab.splat.blame import fingerprint, judge
 from lab.splat.formats import BOOT_BANNER, FORMATS, GATES, IGNORED, NEEDLES, QUOTING, Format, Recipe
-from lab.splat.kinds import FATAL, STALLS, Kind
+from lab.splat.kinds import STALLS, Kind
 from lab.splat.lines import Line, dropped, parse
 
 # A report ends that many lines after the last line that looked like a part of it.
@@ -19,6 +19,10 @@ _QUIET_LINES = 40
 _FOREIGN_LINES = 400
 _FOREIGN_AFTER_END = 60
 _LONGEST = 1500  # lines of one report; a stall on many processors prints hundreds
+# A kernel that does nothing but warn must not fill the memory: what comes after is only counted.
+_MOST_SPLATS = 10_000
+_MOST_TEXT = 16 * 1024 * 1024  # characters of all reports together
+_MOST_INLINED = 30  # functions at one place
 LOOK_BACK = 12  # lines before an opening that may belong to it
 
 _BY_NEEDLE: dict[str, tuple[Format, ...]] = {
@@ -94,7 +98,9 @@ class Detector:
     """Finds the splats of one console. Feed it every line, then call `finish`.
 
     `feed` returns the reports that are over; a report that is still open shows in `opened`
-    (so that a runner may stop a machine early). Memory is bounded by the longest report.
+    (so that a runner may stop a machine early). Memory is bounded: after `_MOST_SPLATS` reports
+    the others are only counted, in `beyond`, and after `_MOST_TEXT` characters they come without
+    their text.
     """
 
     def __init__(self) -> None:
@@ -103,6 +109,9 @@ class Detector:
         self._open: list[Report] = []
         self._ran = False  # since the last boot banner the system came up
         self.fatal = False  # something fatal was opened
+        self._given = 0
+        self._text_left = _MOST_TEXT
+        self.beyond = 0  # reports that were found and not given
 
     @property
     def idle(self) -> bool:
@@ -143,9 +152,21 @@ class Detector:
         """The console has ended: what was still open, as far as it came."""
         ended = [judge_report(report) for report in self._open]
         self._open.clear()
-        return sorted(ended, key=lambda splat: splat.first_line)
+        return self._counted(sorted(ended, key=lambda splat: splat.first_line))
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _counted(self, ended: list[Splat]) -> list[Splat]:
+        """What may still be given of these."""
+        kept: list[Splat] = []
+        for splat in ended:
+            if self._given >= _MOST_SPLATS:
+                self.beyond += 1
+                continue
+            self._given += 1
+            self._text_left -= len(splat.text)
+            kept.append(splat if self._text_left >= 0 else replace(splat, text=""))
+        return kept
 
     def _slow(self, raw: str) -> list[Splat]:
         line = parse(self._number, raw)
@@ -159,7 +180,7 @@ class Detector:
             self._collect(line, raw, part=found is not None)
         ended += self._close()
         self._recent.append((self._number, raw))
-        return ended
+        return self._counted(ended)
 
     def _owner(self, line: Line) -> Report | None:
         for report in reversed(self._open):
@@ -181,8 +202,10 @@ class Detector:
         if now is before and now in _REPEATED:
             # A symboliser repeats the opening line once for each inlined function.
             said = owner.lines[owner.opening].text[:20]
-            later = (*owner.lines[owner.opening :], line)
-            return all(each.text[:20] == said for each in later)
+            later = owner.lines[owner.opening :]
+            return len(later) <= _MOST_INLINED and all(
+                each.text[:20] == said for each in (*later, line)
+            )
         distance = len(owner.lines) - owner.opening
         return any(
             before in befores and now in nows and distance < within
@@ -211,7 +234,7 @@ class Detector:
             last_part=len(before),
         )
         report.rules = sum(bool(_RULE.match(each.text)) for each in before)
-        report.fatal = form.kind in FATAL
+        report.fatal = form.fatal
         self.fatal |= report.fatal
         self._open.append(report)
         return ended

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lab.splat.kinds import Kind
+from lab.splat.kinds import FATAL, Kind
 
 
 class Recipe(StrEnum):
@@ -39,6 +39,11 @@ class Format:
     title: str  # named groups of the pattern may be used; {function} comes from the recipe
     recipe: Recipe
     stack: bool = True  # without a stack the report is not whole
+
+    @property
+    def fatal(self) -> bool:
+        """Can the machine not be trusted to go on? A sentence that only begins with BUG: can."""
+        return self.kind in FATAL and (self.kind is not Kind.BUG or self.recipe is not Recipe.NONE)
 
 
 def _row(
@@ -126,6 +131,14 @@ FORMATS: tuple[Format, ...] = (
         Recipe.ALLOCATION,
         stack=False,
     ),
+    _row(
+        "suspected memory leak",
+        r"kmemleak: \d+ new suspected memory leaks?",
+        Kind.KMEMLEAK,
+        "memory leak",
+        Recipe.NONE,
+        stack=False,
+    ),
     # --- lockdep: kernel/locking/lockdep.c
     _row(
         "possible circular locking",
@@ -150,7 +163,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "unsafe lock order",
-        r"\w+-safe -> \w+-unsafe lock order detected",
+        r"[\w-]+-safe -> [\w-]+-unsafe lock order detected",
         Kind.LOCKDEP_IRQ_ORDER,
         "possible deadlock in {function}",
         Recipe.LOCKDEP,
@@ -234,13 +247,6 @@ FORMATS: tuple[Format, ...] = (
         Recipe.STACK,
     ),
     _row(
-        "nested lock was not taken",
-        r"nested lock was not taken",
-        Kind.LOCKDEP_NESTED,
-        "WARNING: nested lock was not taken in {function}",
-        Recipe.STACK,
-    ),
-    _row(
         "non-static key",
         r"INFO: trying to register non-static key",
         Kind.LOCKDEP_KEY,
@@ -255,18 +261,26 @@ FORMATS: tuple[Format, ...] = (
         Recipe.LOCKDEP,
     ),
     _row(
+        "has not been registered",
+        r"BUG: key [0-9a-f]+ has not been registered",
+        Kind.LOCKDEP_KEY,
+        "BUG: lock key has not been registered in {function}",
+        Recipe.STACK,
+        stack=False,
+    ),
+    _row(
+        "invalid subclass",
+        r"BUG: looking up invalid subclass",
+        Kind.LOCKDEP_OTHER,
+        "BUG: looking up invalid lock subclass in {function}",
+        Recipe.STACK,
+        stack=False,
+    ),
+    _row(
         "too low!",
         r"BUG: (?P<what>MAX_\w+) too low!",
         Kind.LOCKDEP_LIMIT,
         "BUG: {what} too low",
-        Recipe.NONE,
-        stack=False,
-    ),
-    _row(
-        "chain cache",
-        r"BUG: (?P<what>key hash chain|lockdep chain) .*",
-        Kind.LOCKDEP_LIMIT,
-        "BUG: {what}",
         Recipe.NONE,
         stack=False,
     ),
@@ -360,7 +374,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "stall",
-        r"(?:rcu|srcu)\w*:? .*\b(?:self-)?detected (?:expedited )?stalls? ",
+        r"(?:rcu|srcu)\w*:? .*\b(?:self-)?detected (?:expedited )?stalls?(?: |, but)",
         Kind.RCU_STALL,
         "INFO: rcu detected stall in {function}",
         Recipe.STALL,
@@ -384,7 +398,7 @@ FORMATS: tuple[Format, ...] = (
     # --- stack: arch/*/kernel/traps.c, kernel/panic.c, kernel/sched/core.c
     _row(
         "stack guard page",
-        r"BUG: (?:\w+ )?stack guard page was hit",
+        r"BUG: (?:\S+ )?stack guard page was hit",
         Kind.STACK_OVERFLOW,
         "BUG: stack guard page was hit in {function}",
         Recipe.DEEP,
@@ -425,6 +439,14 @@ FORMATS: tuple[Format, ...] = (
         Kind.DOUBLE_FAULT,
         "PANIC: double fault in {function}",
         Recipe.PC,
+    ),
+    _row(
+        "PANIC: early exception",
+        r"^PANIC: early exception",
+        Kind.OOPS,
+        "early exception in {function}",
+        Recipe.PC,
+        stack=False,
     ),
     _row(
         "NULL pointer dereference",
@@ -498,6 +520,13 @@ FORMATS: tuple[Format, ...] = (
         Recipe.PC,
     ),
     _row(
+        "exception on CPU",
+        r"Unhandled (?:32|64)-bit \S+ \w+ exception on CPU",
+        Kind.OOPS,
+        "Unhandled exception in {function}",
+        Recipe.PC,
+    ),
+    _row(
         "Unhandled fault:",
         r"Unhandled fault:",
         Kind.OOPS,
@@ -520,9 +549,18 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "Oops",
-        r"^(?:Oops(?: - [^:]+)?: |Fatal exception in interrupt|Unexpected kernel BRK)",
+        r"^Oops(?: - [^:]+)?: (?P<what>\D[\w ,-]*?): [0-9a-f]{4} \[#",
         Kind.OOPS,
-        "Oops in {function}",
+        "{what} in {function}",
+        Recipe.PC,
+    ),
+    _row("Oops", r"^Oops(?: - [^:]+)?: ", Kind.OOPS, "Oops in {function}", Recipe.PC),
+    # die() of x86 before 6.10: whatever the trap is called (arch/x86/kernel/traps.c)
+    _row(
+        " [#",
+        r"^(?P<what>[a-z][\w ,-]*?): [0-9a-f]{4} \[#\d+\]",
+        Kind.OOPS,
+        "{what} in {function}",
         Recipe.PC,
     ),
     _row(
@@ -567,7 +605,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "BUG ",
-        r"^BUG (?P<what>[\w-]+(?::\S+)?)(?: \([^)]*\))?: (?P<how>\S.*?)\s*$",
+        r"^BUG (?P<what>\S+?)(?: \([^)]*\))?: (?P<how>\S.*?)\s*$",
         Kind.SLAB_CORRUPTION,
         "BUG: {how} in {function}",
         Recipe.STACK,
@@ -592,6 +630,30 @@ FORMATS: tuple[Format, ...] = (
         Kind.SLAB_CORRUPTION,
         "slab corruption in {function}",
         Recipe.STACK,
+    ),
+    _row(
+        "pagealloc: ",
+        r"pagealloc: (?P<what>single bit error|memory corruption)",
+        Kind.BAD_PAGE,
+        "pagealloc: {what} in {function}",
+        Recipe.STACK,
+        stack=False,
+    ),
+    _row(
+        " swap ",
+        r": (?P<what>(?:Bad|Unused) swap (?:file|offset) entry) [0-9a-f]+",
+        Kind.BAD_PAGE,
+        "{what}",
+        Recipe.NONE,
+        stack=False,
+    ),
+    _row(
+        "Page cache invalidation failure",
+        r"Page cache invalidation failure on direct I/O",
+        Kind.FS_ERROR,
+        "page cache invalidation failure on direct I/O",
+        Recipe.NONE,
+        stack=False,
     ),
     _row(
         "BUG: Dentry",
@@ -624,18 +686,26 @@ FORMATS: tuple[Format, ...] = (
         Recipe.STACK,
     ),
     _row(
-        "EXT4-fs error",
-        r"EXT4-fs error \(device [^)]*\)(?: in)?:? ?(?P<function>\w+):\d+",
+        "-fs error",
+        r"(?P<fs>EXT\d)-fs error \(device [^)]*\)(?: in)?:? ?(?P<function>\w+):\d+",
         Kind.FS_CORRUPTION,
-        "EXT4-fs error in {function}",
+        "{fs}-fs error in {function}",
         Recipe.BANNER,
         stack=False,
     ),
     _row(
-        "EXT4-fs error",
-        r"EXT4-fs error",
+        "-fs error",
+        r"(?P<fs>EXT\d)-fs error",
         Kind.FS_CORRUPTION,
-        "EXT4-fs error",
+        "{fs}-fs error",
+        Recipe.NONE,
+        stack=False,
+    ),
+    _row(
+        "-fs (",
+        r"EXT4-fs \([^)]*\): .*(?P<what>Data will be lost|potential data loss)",
+        Kind.FS_CORRUPTION,
+        "EXT4-fs: data loss",
         Recipe.NONE,
         stack=False,
     ),
@@ -658,7 +728,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "Assertion failed",
-        r"XFS: Assertion failed: .*file: (?P<what>\S+?),",
+        r"XFS(?: \([^)]*\))?: Assertion failed: .*file: (?P<what>\S+?),",
         Kind.FS_CORRUPTION,
         "XFS: assertion failed in {what}",
         Recipe.NONE,
@@ -680,15 +750,31 @@ FORMATS: tuple[Format, ...] = (
     *(
         _row(
             needle,
-            r"BTRFS (?:critical|error) \(device [^)]*\)[^:]*: "
-            r"(?P<what>corrupt(?:ed)? (?:leaf|node)|bad tree block|"
+            r"BTRFS (?:critical|error|warning) \(device [^)]*\)[^:]*: (?:.*\b)?"
+            r"(?P<what>corrupt(?:ed)? (?:leaf|node)|bad tree block|csum failed|"
             r"parent transid verify failed|checksum verify failed|checksum error)",
             Kind.FS_CORRUPTION,
             "BTRFS: {what}",
             Recipe.NONE,
             stack=False,
         )
-        for needle in ("BTRFS critical", "BTRFS error")
+        for needle in ("BTRFS critical", "BTRFS error", "BTRFS warning")
+    ),
+    _row(
+        "BTRFS critical",
+        r"BTRFS critical \(device [^)]*\)[^:]*: (?P<what>\S.*)",
+        Kind.FS_ERROR,
+        "BTRFS: {what}",
+        Recipe.NONE,
+        stack=False,
+    ),
+    _row(
+        "leak",
+        r"BTRFS: (?P<what>buffer|state) leak\b",
+        Kind.FS_ERROR,
+        "BTRFS: {what} leak",
+        Recipe.NONE,
+        stack=False,
     ),
     _row(
         "BTRFS: error",
@@ -708,7 +794,8 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "JBD2:",
-        r"JBD2: (?P<what>.*\b[Ee]rrors?\b|.*corruption|Invalid checksum|bad block)",
+        r"JBD2: (?P<what>.*\b[Ee]rrors?\b|.*\bcorrupt(?:ion|ed)\b|Invalid checksum|bad block"
+        r"|.*assertion failure|.*recovery failed|leaked)",
         Kind.FS_ERROR,
         "JBD2: {what}",
         Recipe.NONE,
@@ -731,9 +818,9 @@ FORMATS: tuple[Format, ...] = (
         stack=False,
     ),
     _row(
-        "I/O error",
+        " error, dev ",
         r"(?:blk_update_request: )?(?P<what>(?:critical \w+|I/O|protection|timeout|nonblocking "
-        r"retry)[\w ]* error), dev \S+, sector \d+",
+        r"retry|recoverable transport)[\w ]* error), dev \S+, sector \d+",
         Kind.IO_ERROR,
         "block layer: {what}",
         Recipe.NONE,
@@ -822,6 +909,13 @@ FORMATS: tuple[Format, ...] = (
     ),
     _row(
         "WARNING:",
+        rf"WARNING: (?:CPU: \d+ PID: \d+ )?at {_F}{_AT}",
+        Kind.WARNING,
+        "WARNING in {function}",
+        Recipe.BANNER,
+    ),
+    _row(
+        "WARNING:",
         r"WARNING: (?:CPU: \d+ PID: \d+|at \S+)",
         Kind.WARNING,
         "WARNING in {function}",
@@ -846,6 +940,8 @@ IGNORED: tuple[re.Pattern[str], ...] = tuple(
         r"lockdep is turned off",  # said inside other reports
         r"Stall ended before state dump",
         r"INFO: NMI handler",
+        r"messages suppressed$",  # BUG: Bad page state: 12 messages suppressed
+        r"INFO: task \S.* is blocked on an? ",  # who holds it, at the end of a hung task's report
         r"took too long",
         r"recovery required on readonly filesystem",
         r"/proc/kallsyms",
@@ -894,8 +990,11 @@ GATES: tuple[str, ...] = (
     "Alignment trap",
     "Assertion failed",
     "BTRFS crit",
+    "BTRFS warn",
+    "Bad swap",
     "BUG",
     "CFI failure",
+    "Data will be lost",
     "Filesystem has been shut",
     "INFO: ",
     "Insufficient stack",
@@ -904,16 +1003,21 @@ GATES: tuple[str, ...] = (
     "NETDEV WATCHDOG",
     "Oops",
     "PANIC",
+    "Page cache invalidation",
     "UBSAN",
     "Unable to handle",
-    "Unhandled fault",
+    "Unhandled ",
+    "Unused swap",
     "VFS:",
     "WARNING",
     " [#",
     "ation failure",
+    "data loss",
     "detected",
+    "leak",
     "nobody cared",
     "oom-killer",
+    "pagealloc: ",
     "protection fault",
     "rror",
     "rust_kernel: panicked",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 _STAMP = re.compile(
     r"(?P<lead>.{0,90}?)\[ *(?P<time>\d{1,9}\.\d{3,6})\](?:\[ *(?P<caller>[TC]\d+)\])? ?"
 )
+# printk's own lines end at 1 KiB; a console that lost its line ends must not cost a search of each.
+_LONGEST = 8192
 _LEVEL = re.compile(r"^<\d{1,3}>")
 _TORN = re.compile(r"\[ *\d{1,6}\.\d{6}\](?:\[ *[TC]\d+\])? ")
 _DROPPED = re.compile(r"\*\* \d+ printk messages? dropped")
@@ -31,7 +33,7 @@ class Line:
 
 def parse(number: int, raw: str) -> Line:
     """The parts of one raw line. Never fails: what is not understood is text."""
-    raw = raw.rstrip("\r\n")
+    raw = raw[:_LONGEST].rstrip("\r\n")
     match = _STAMP.match(raw)
     if match is None:
         text = _TIMESTAMPED_TOOL.sub("", _LEVEL.sub("", raw))

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from lab.splat import frames
 
-_CLASS = r"\((?P<name>[^()\s][^()]*(?:\([^()]*\)[^()]*)*)\)"
-_CHAIN = re.compile(rf"^\s*-> #(?P<depth>\d+) {_CLASS}(?:\{{(?P<usage>[^}}]*)\}})?")
-_HELD = re.compile(rf"^\s*(?:#\d+:\s+)?(?:[0-9a-f]{{8,16}}\s+)?{_CLASS}\{{(?P<usage>[^}}]*)\}}")
+# A class as lockdep names it: "(&mm->mmap_lock){++++}-{3:3}"; the name itself may have brackets:
+# "((wq_completion)events){+.+.}-{0:0}".
+_CLASS = r"\((?P<name>\S[^{]*?)\)\{(?P<usage>[^}]*)\}"
+_CHAIN = re.compile(rf"^\s*-> (?:#(?P<depth>\d+) )?{_CLASS}")
+_HELD = re.compile(rf"^\s*(?:#\d+:\s+)?(?:[0-9a-f]{{8,16}}\s+)?{_CLASS}")
+_ACQUIRED = re.compile(r"^\s*\.\.\. acquired at:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,18 +27,24 @@ class Link:
 
 
 def chain(texts: Sequence[str]) -> tuple[Link, ...]:
-    """The chain that lockdep prints ("-> #1 ... -> #0"), in its order."""
+    """The chain that lockdep prints, in its order: "-> #1 ... -> #0" with a stack each.
+
+    A report about interrupts prints "-> (lock) ... acquired at:" instead, for the locks on both
+    sides; these are numbered in the order in which they are printed.
+    """
     links: list[Link] = []
     current: re.Match[str] | None = None
     stack: list[str] = []
+    taken = False  # the stack of the acquisition has begun
 
     def close() -> None:
         if current is not None:
+            depth = current["depth"]
             links.append(
                 Link(
-                    depth=int(current["depth"]),
+                    depth=len(links) if depth is None else int(depth),
                     lock=current["name"],
-                    usage=current["usage"] or "",
+                    usage=current["usage"],
                     stack=tuple(stack),
                 )
             )
@@ -44,11 +53,15 @@ def chain(texts: Sequence[str]) -> tuple[Link, ...]:
         head = _CHAIN.match(text)
         if head is not None:
             close()
-            current, stack = head, []
+            current, stack, taken = head, [], head["depth"] is not None
         elif current is not None:
-            if re.search(r"other info that might|stack backtrace:", text):
+            if "stack backtrace:" in text or (
+                current["depth"] is not None and "other info that might" in text
+            ):
                 break
-            frame = frames.parse(text, index)
+            if _ACQUIRED.match(text):
+                taken = True
+            frame = frames.parse(text, index) if taken else None
             if frame is not None and not frame.guess:
                 stack.append(frames.name(frame.function))
     close()

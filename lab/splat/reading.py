@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lab.model import Splat, UserError
+from lab.model import CodeFrame, Splat, UserError
+from lab.splat import locks, taint
 from lab.splat.detector import LOOK_BACK, Detector
 from lab.splat.formats import BOOT_GATES, GATES
 
@@ -23,27 +24,63 @@ class LogSplats:
 
     path: Path
     splats: tuple[Splat, ...]
+    taint: str = ""  # letters of every "Tainted:" in it
+    beyond: int = 0  # reports that are in it and were only counted
 
 
 def read_files(paths: Sequence[Path]) -> tuple[LogSplats, ...]:
     """The splats of each log, in the order in which they begin. Raises `UserError` (unreadable)."""
-    return tuple(LogSplats(path=path, splats=_read(path)) for path in paths)
+    return tuple(_read(path) for path in paths)
 
 
-def _read(path: Path) -> tuple[Splat, ...]:
+def missed(logs: Sequence[LogSplats]) -> Iterator[str]:
+    """What the lists of splats do not show: too many, or a taint that none accounts for."""
+    for log in logs:
+        if log.beyond:
+            yield f"{log.path}: {log.beyond} more reports are not listed"
+        for each in taint.unexplained(log.taint, log.splats):
+            yield (
+                f"{log.path}: tainted ({each.letter}: {each.meaning}) without a report: "
+                "it was missed, or it came before this log begins"
+            )
+
+
+def _read(path: Path) -> LogSplats:
     try:
         with path.open("rb") as log:
-            found = scan_stream(log)
+            return _scan(path, log)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return tuple(sorted(found, key=lambda splat: splat.first_line))
 
 
-def scan_stream(log: BinaryIO) -> list[Splat]:
-    """The splats of a log of any size, in bounded memory."""
+def _scan(path: Path, log: BinaryIO) -> LogSplats:
+    letters: set[str] = set()
     detector = Detector()
+    found = scan_stream(log, detector, on_taint=letters.update)
+    return LogSplats(
+        path=path,
+        splats=tuple(sorted(found, key=lambda splat: splat.first_line)),
+        taint="".join(sorted(letters)),
+        beyond=detector.beyond,
+    )
+
+
+def scan_stream(
+    log: BinaryIO,
+    detector: Detector | None = None,
+    on_taint: Callable[[str], None] | None = None,
+) -> list[Splat]:
+    """The splats of a log of any size, in bounded memory. `on_taint` gets letters it shows."""
+    detector = detector or Detector()
     found: list[Splat] = []
     rest = b""
+
+    def scan(block: str) -> None:
+        nonlocal found
+        found += _scan_block(detector, block)
+        if on_taint is not None and "Tainted: " in block:
+            on_taint(taint.from_console(block.split("\n")))
+
     while chunk := log.read(_BLOCK_BYTES):
         chunk = rest + chunk
         end = chunk.rfind(b"\n") + 1
@@ -53,9 +90,9 @@ def scan_stream(log: BinaryIO) -> list[Splat]:
         # A "line" without an end is no kernel's: it is taken in pieces.
         end = end or len(chunk)
         rest = chunk[end:]
-        found += _scan_block(detector, chunk[:end].decode("utf-8", "replace"))
+        scan(chunk[:end].decode("utf-8", "replace"))
     if rest:
-        found += _scan_block(detector, rest.decode("utf-8", "replace"))
+        scan(rest.decode("utf-8", "replace"))
     return found + detector.finish()
 
 
@@ -129,6 +166,18 @@ def as_object(splat: Splat) -> dict[str, Any]:
         "reason": splat.corrupted,
         "fatal": splat.fatal,
         "locks": list(splat.locks),
+        "chain": [asdict(link) for link in locks.chain(splat.text.split("\n"))],
+        "frames": [_frame(frame) for frame in splat.frames],
+    }
+
+
+def _frame(frame: CodeFrame) -> dict[str, Any]:
+    """A frame without what it has nothing to say about."""
+    always = ("function", "offset", "size", "kind", "file", "line", "inlined")
+    return {
+        key: value
+        for key, value in asdict(frame).items()
+        if key in always or (key != "index" and value)
     }
 
 

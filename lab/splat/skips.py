@@ -240,6 +240,7 @@ DISPATCH = _whole(
     process_backlog net_rx_action _*napi_poll do_idle cpu_startup_entry start_secondary rest_init
     start_kernel \w*vfs_ioctl \w*(?:sys|SyS|SYSC)_ioctl ioctl \w*compat_ioctl \w*blkdev_ioctl
     blkdev_driver_ioctl file_ioctl
+    full_proxy_\w+ proc_reg_\w+ proc_sys_call_handler kernfs_fop_\w+ sysfs_kf_\w+ dev_attr_\w+
     \w*vfs_(?:read|write|readv|writev|iter_read|iter_write|fsync\w*) new_sync_(?:read|write)
     call_(?:read|write)_iter do_iter_\w+ do_loop_readv\w*
     _*sock_(?:sendmsg|recvmsg|release|close|ioctl|do_ioctl)\w* kernel_accept _*fput ____fput
@@ -252,7 +253,8 @@ DISPATCH = _whole(
 FILES = re.compile(
     r"""
       include/ | lib/ | arch/[^/]+/(?:include|lib|entry|mm/fault|kernel/(?:apic|irq|process|stack|
-      syscall|entry|unwind|dumpstack|debug-monitors|time|smp|cpu/mce|kernel/nmi)) | arch/[^/]+/mm/
+      syscall|entry|head|unwind|dumpstack|debug-monitors|time|smp|cpu/mce|kernel/nmi))
+    | arch/[^/]+/mm/
     | mm/(?:kasan|kmsan|kfence|kcsan|kmemleak|slab|slub|slob|util\.|vmalloc|page_alloc|percpu|
       mempool|dmapool|usercopy|maccess|folio-compat|debug|failslab|early_ioremap)
     | kernel/(?:panic|locking/|kcsan|rcu/|sched/|workqueue|kthread|fork|exit|stacktrace|trace/|

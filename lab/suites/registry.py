@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from lab.model import UserError
 from lab.suites.boot import Boot
 from lab.suites.faultstress import Faultstress
+from lab.suites.kselftest import Kselftest
 from lab.suites.protocol import Needs, Suite
+from lab.suites.xfstests import Xfstests
 
 _SET = re.compile(r"^CONFIG_(\w+)=[ym]$", re.MULTILINE)
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (Boot(), Faultstress())}
+SUITES: dict[str, Suite] = {
+    suite.name: suite for suite in (Boot(), Faultstress(), Xfstests(), Kselftest())
+}
 
 
 def find(names: Sequence[str]) -> tuple[Suite, ...]:

@@ -17,6 +17,8 @@ from lab.model import (
     Finding,
     Kernel,
     Outcome,
+    PrefixResult,
+    PrefixState,
     Side,
     SplatVerdict,
     Tally,
@@ -68,6 +70,8 @@ class JudgeInput:
     faults: tuple[str, ...] = ()  # what the lab itself could not do
     counters: tuple[str, ...] = ()  # of /proc/vmstat: each must rise on the patched side
     locks: tuple[LockNews, ...] = ()
+    absent: tuple[str, ...] = ()  # suites that were asked for and cannot run, each with its reason
+    prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch, in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +263,7 @@ def judge(given: JudgeInput) -> Verdict:
     docket = _Docket()
     for arch in _evidence(given):
         _judge_arch(arch, given, docket)
+    _judge_prefixes(given, docket)
     docket.gather()
     docket.doubts += _idle_counters(given)
     docket.doubts += _spent_lockdep(given)
@@ -268,6 +273,7 @@ def judge(given: JudgeInput) -> Verdict:
             for title, detail in news.cycles
         ]
         docket.doubts += [f"{news.arch}: {doubt}" for doubt in news.doubts]
+    docket.doubts += given.absent
     if not given.archs or not given.cases:
         docket.doubts.append("no case was planned: nothing could be shown")
     elif not docket.doubts and not any(case.base.passed for case in docket.cases):
@@ -293,6 +299,34 @@ def judge(given: JudgeInput) -> Verdict:
         reasons=reasons,
     )
     return wording.with_sentence(verdict, title=given.title, archs=given.archs)
+
+
+def _judge_prefixes(given: JudgeInput, docket: _Docket) -> None:
+    """The first patch on each architecture after which the series is broken, even if a later one
+    mends it; what is unknown of a prefix is a doubt."""
+    broken: set[str] = set()
+    for each in given.prefixes:
+        label = f"{each.arch}: with patch {each.number} of the series as the last"
+        match each.state:
+            case PrefixState.PASSED:
+                pass
+            case PrefixState.UNKNOWN:
+                docket.doubts.append(f"{label}: {each.reason}")
+            case PrefixState.BROKEN if each.arch in broken:
+                docket.notes.append(f"{label}: {each.reason}")
+            case PrefixState.BROKEN:
+                broken.add(each.arch)
+                docket.findings.append(
+                    Finding(
+                        kind="patch",
+                        title=f"patch {each.number} ({each.subject}) breaks the series",
+                        detail=each.reason,
+                        arch=each.arch,
+                        patch=each.patch,
+                    )
+                )
+            case _:
+                assert_never(each.state)
 
 
 def _idle_counters(given: JudgeInput) -> list[str]:
@@ -346,8 +380,11 @@ def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     _judge_boots(arch, docket)
     for case in arch.planned:
         _judge_case(arch, case, given, docket)
-    for key, weighed in arch.splats.items():
-        _judge_splat(arch, arch.observed.splats[key], weighed, docket)
+    for key, seen in arch.observed.splats.items():
+        if key in arch.splats:
+            _judge_splat(arch, seen, arch.splats[key], docket)
+        else:  # lockdep's own limits: told, but not weighed
+            docket.splats.append(_splat_verdict(arch, seen, Comparison.UNKNOWN))
 
 
 def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
@@ -374,19 +411,20 @@ def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
         _judge_warnings(arch, given, docket)
 
 
+def new_warnings(before: Kernel, after: Kernel) -> tuple[Diagnostic, ...]:
+    """The compiler warnings that the kernel before does not have, or has less often."""
+
+    def counts(kernel: Kernel) -> Counter[tuple[str, str]]:
+        # Without the line: a patch moves the code below it.
+        return Counter((one.file, one.message) for one in kernel.warnings)
+
+    where = {(one.file, one.message): one for one in after.warnings}
+    return tuple(where[key] for key in counts(after) - counts(before))
+
+
 def _judge_warnings(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
     """A compiler is deterministic: a warning that the base lacks is new, without statistics."""
-
-    def counts(side: Side) -> Counter[tuple[str, str]]:
-        # Without the line: a patch moves the code below it.
-        return Counter((w.file, w.message) for w in arch.kernels[side].warnings)
-
-    new = counts(Side.PATCHED) - counts(Side.BASE)
-    where: dict[tuple[str, str], Diagnostic] = {
-        (w.file, w.message): w for w in arch.kernels[Side.PATCHED].warnings
-    }
-    for key in new:
-        warning = where[key]
+    for warning in new_warnings(arch.kernels[Side.BASE], arch.kernels[Side.PATCHED]):
         if warning.file not in given.changed_files:
             docket.notes.append(
                 f"{arch.name}: new compiler warning outside of the series' files: "
@@ -555,19 +593,7 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
         comparison = Comparison.SAME_FAIL
     else:
         comparison = Comparison.FLAKY
-    docket.splats.append(
-        SplatVerdict(
-            fingerprint=seen.splat.fingerprint,
-            kind=seen.splat.kind,
-            title=seen.splat.title,
-            base=base,
-            base_trials=exposed[Side.BASE],
-            patched=patched,
-            patched_trials=exposed[Side.PATCHED],
-            comparison=comparison,
-            arch=arch.name,
-        )
-    )
+    docket.splats.append(_splat_verdict(arch, seen, comparison))
     counts = (
         f"in {patched} of {exposed[Side.PATCHED]} runs with the series, "
         f"{base} of {exposed[Side.BASE]} without"
@@ -584,3 +610,17 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
     elif comparison in (Comparison.SUSPECT, Comparison.UNKNOWN):
         torn = f" (torn: {seen.splat.corrupted})" if not whole else ""
         docket.doubts.append(f"{arch.name}: splat “{seen.splat.title}”{torn} {counts}")
+
+
+def _splat_verdict(arch: _Arch, seen: SplatSeen, comparison: Comparison) -> SplatVerdict:
+    return SplatVerdict(
+        fingerprint=seen.splat.fingerprint,
+        kind=seen.splat.kind,
+        title=seen.splat.title,
+        base=len(seen.seen[Side.BASE]),
+        base_trials=len(seen.exposed[Side.BASE]),
+        patched=len(seen.seen[Side.PATCHED]),
+        patched_trials=len(seen.exposed[Side.PATCHED]),
+        comparison=comparison,
+        arch=arch.name,
+    )

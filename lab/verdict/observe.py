@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from lab.model import CaseState, MachineEnd, Side, Splat, Tally, Trial
+from lab.model import CaseState, MachineEnd, Side, Splat, Tally, Trial, case_of
 from lab.verdict.chance import Sample
 
 # The name under which "does it boot?" is weighed like a case.
@@ -139,6 +139,8 @@ def observe(
     mine = [trial for trial in trials if trial.cell.arch == arch]
     kept, notes = _comparable(mine, arch, profile)
     answers: dict[Side, dict[str, dict[int, Answer]]] = {side: defaultdict(dict) for side in Side}
+    wanted = {*planned, BOOT, OUTSIDE}
+    parts = tuple(name for name in dict.fromkeys(planned) if case_of(name) != name)
     for trial in kept:
         cell = trial.cell
         said = {result.name: result for result in trial.results}
@@ -146,11 +148,12 @@ def observe(
         _fold(here[OUTSIDE], cell.repeat, _boot_answer(trial))
         if not trial.restored:
             _fold(here[BOOT], cell.repeat, _boot_answer(trial))
-        for name in cell.cases:  # what was planned and is not in `said` stays missing
+        # What was planned and is not in `said` stays missing, and so does a part of it that any
+        # other trial told of.
+        for name in (*cell.cases, *(part for part in parts if case_of(part) in cell.cases)):
             result = said.get(name)
             answer = Answer(state=result.state, message=result.message) if result else _NOTHING
             _fold(here[name], cell.repeat, answer)
-    wanted = {*planned, BOOT, OUTSIDE}
     return Observed(
         answers={
             side: {name: got for name, got in here.items() if name in wanted}
@@ -269,7 +272,7 @@ def _splats(
         outside = OUTSIDE if trial.restored else BOOT
         places = [(outside, trial.boot_splats), *((r.name, r.splats) for r in trial.results)]
         for case, splats in places:
-            for splat in splats:
+            for splat in (splat for splat in splats if not splat.allowed):
                 here = found.setdefault(splat_key(splat), SplatSeen(splat=splat))
                 here.cases.add(case)
                 here.seen[trial.cell.side].add(trial.cell.repeat)

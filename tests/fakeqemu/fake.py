@@ -11,6 +11,7 @@ control port. Modes (the first word of the "kernel"):
     flood N         prints N megabytes on the console before it boots
     panic           boots; the first line on its console's input makes it panic, with pvpanic
     panic-plain     panics while it boots, without pvpanic
+    follow FILE     boots; what is appended to FILE comes on its console, and a panic there ends it
     silent          boots, then neither console nor agent is heard of again
     deaf            boots, then the agent stops but the console talks on
     kvm-dies        with -accel kvm it aborts, else ok
@@ -59,6 +60,7 @@ class Fake:
         self.console = socket.socket(fileno=self.fds["console"])
         self.agent: subprocess.Popen[bytes] | None = None
         self.requests = ""
+        self.followed = 0  # bytes of the file that were taken
         self.passed: list[int] = []
         self.incoming = "-incoming" in argv
         self.loaded = False
@@ -174,6 +176,16 @@ class Fake:
         self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
         sys.exit(0)
 
+    def follow(self) -> None:
+        file = Path(self.words[0])
+        text = file.read_text() if file.exists() else ""
+        fresh = text[self.followed : text.rfind("\n") + 1]
+        self.followed += len(fresh)
+        for line in fresh.splitlines():
+            if "Kernel panic" in line:
+                self.panic()
+            self.say(line)
+
     def panic(self) -> None:
         self.say(PANIC)
         self.event("GUEST_PANICKED", action="run")
@@ -193,6 +205,8 @@ class Fake:
                 self.panic()
             if self.agent is None:
                 continue
+            if self.mode == "follow":
+                self.follow()
             if self.mode in ("silent", "deaf") and time.monotonic() - booted > 0.3:
                 self.agent.send_signal(signal.SIGSTOP)
                 if self.mode == "deaf":

@@ -1,0 +1,121 @@
+#!/bin/sh
+# Drive a tree of xfstests that lies on a read-only disk (see lab/suites/xfstests.py).
+#
+# usage: xfstests.sh setup NAME FSTYP MKFS-OPTIONS SECTION-TEXT
+#            ready for tests of that configuration: the tree is mounted, the disks are made
+#        xfstests.sh check NAME TEST [CHECK-OPTION...]
+#            run one test; ends as `check` does
+#        xfstests.sh show NAME TEST LIMIT
+#            what it left: for each file a line "file NAME SIZE" and SIZE bytes, then "end"
+# Status 3: it cannot be done; the last line on stderr says why.
+# LAB_TREE, LAB_STATE, LAB_RESULTS, LAB_DISKS and LAB_MOUNTS move things elsewhere for tests.
+set -eu
+
+tree=${LAB_TREE:-/lab/xfstests}
+state=${LAB_STATE:-/run/xfstests}
+results=${LAB_RESULTS:-/root/xfstests}
+disks=${LAB_DISKS:-/dev/disk/by-lab}
+mounts=${LAB_MOUNTS:-/mnt/xfstests}
+
+cannot() {
+	echo "$*" >&2
+	exit 3
+}
+
+# The users that the tests expect. The root file system is thrown away afterwards.
+add_users() {
+	number=2000
+	for user in fsgqa fsgqa2 123456-fsgqa; do
+		number=$((number + 1))
+		grep -q "^$user:" /etc/passwd && continue
+		echo "$user:x:$number:$number::/tmp:/bin/bash" >>/etc/passwd
+		echo "$user:x:$number:" >>/etc/group
+	done
+}
+
+make_fs() { # FSTYP OPTIONS DEVICE
+	case $1 in
+	ext4) set -- mkfs.ext4 -q -F "$2" "$3" ;;
+	xfs) set -- mkfs.xfs -q -f "$2" "$3" ;;
+	btrfs) set -- mkfs.btrfs -q -f "$2" "$3" ;;
+	*) cannot "no way to make $1" ;;
+	esac
+	# shellcheck disable=SC2086 # the options are several words
+	"$1" "$2" "$3" $4 "$5" || cannot "$1 $4 fails on $5"
+}
+
+setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
+	mkdir -p "$state" "$mounts/test" "$mounts/scratch"
+	if [ ! -e "$tree/check" ]; then
+		[ -e "$disks/xfstests" ] || cannot "there is no tree of xfstests in this guest"
+		mkdir -p "$tree"
+		mount -t ext4 -o ro,noload "$disks/xfstests" "$tree" || cannot "the tree does not mount"
+		add_users
+		[ "$(hostname)" != "(none)" ] || hostname guest
+	fi
+	# A test that did not pass may have left anything.
+	if [ ! -e "$state/dirty" ] && [ "$(cat "$state/name" 2>/dev/null)" = "$1" ]; then
+		return 0
+	fi
+	for place in "$mounts/test/ovl-mnt" "$mounts/scratch/ovl-mnt" "$mounts/test" "$mounts/scratch"; do
+		while mountpoint -q "$place"; do
+			umount "$place" || cannot "an earlier test left $place busy"
+		done
+	done
+	if [ "$2" ]; then
+		make_fs "$2" "$3" "$disks/xfstest"
+		make_fs "$2" "$3" "$disks/xfsscratch"
+	fi
+	printf '%s\n' "$4" >"$state/config"
+	printf '%s\n' "$1" >"$state/name"
+	rm -f "$state/dirty"
+}
+
+check() { # NAME TEST CHECK-OPTION...
+	name=$1 test=$2
+	shift 2
+	rm -rf "$results"
+	mkdir -p "$results"
+	: >"$state/dirty"
+	# The quiet one leaves the logs out, which come as files. Older trees do not have it.
+	format=xunit
+	! grep -q xunit-quiet "$tree/common/report" 2>/dev/null || format=xunit-quiet
+	cd "$tree"
+	if HOST_OPTIONS=$state/config DIFF_LENGTH=20 \
+		./check "$@" -R "$format" -s "$name" "$test"; then
+		rm -f "$state/dirty"
+	else
+		exit $?
+	fi
+}
+
+show_file() { # NAME PATH LIMIT
+	[ -f "$2" ] || return 0
+	# The end of a long log tells more than its beginning; a cut report tells nothing.
+	size=$(stat -c %s "$2")
+	[ "$size" -le "$3" ] || size=$3
+	printf 'file %s %s\n' "$1" "$size"
+	tail -c "$size" "$2" | head -c "$size"
+	printf '\n'
+}
+
+show() { # NAME TEST LIMIT
+	place=$results/$1
+	show_file result.xml "$place/result.xml" "$3"
+	show_file check.time "$results/check.time" "$3"
+	for kind in out.bad full dmesg notrun hints; do
+		show_file "$kind" "$place/$2.$kind" "$3"
+	done
+	if [ -f "$place/$2.out.bad" ]; then
+		diff -u "$tree/tests/$2.out" "$place/$2.out.bad" >"$state/diff" || true
+		show_file out.diff "$state/diff" "$3"
+	fi
+	echo end
+}
+
+what=$1
+shift
+case $what in
+setup | check | show) "$what" "$@" ;;
+*) cannot "no way to $what" ;;
+esac

@@ -1,0 +1,263 @@
+"""Suites that bring their own programs, with planted failures: each ends in its right state.
+
+Whole trials, on a machine that is a process of this host: what a toy appends to a file comes on
+the machine's console.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab import plan, trial
+from lab.machine import Timeouts
+from lab.model import (
+    Accelerator,
+    CaseResult,
+    CaseState,
+    Cell,
+    Event,
+    Kernel,
+    MachineEnd,
+    RootImage,
+    Side,
+    Trial,
+)
+from lab.suites import xfsconfig, xfstree
+from lab.suites.kselftest import Kselftest
+from lab.suites.programs import Userland
+from lab.suites.protocol import PlannedCase, Suite
+from lab.suites.xfstests import Xfstests, case_for
+from lab.trial import Kit
+from tests.conftest import ROOT
+from tests.fakeqemu import build_agent, install
+
+pytestmark = [pytest.mark.fake, pytest.mark.timeout(300)]
+
+DATA = ROOT / "tests" / "data"
+PROBE = """#!/bin/sh
+echo taint 0
+printf '[    9.0][  T100] lab: %s\\n' "$1" >>{console}
+"""
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_agent(tmp_path_factory.mktemp("agent"))
+
+
+def machine_files(tmp_path: Path, mode: str) -> tuple[Kernel, RootImage]:
+    """A "kernel" that the stand-in for QEMU takes for its mode, and a root disk of nothing."""
+    image, config, root = (tmp_path / name for name in ("kernel", "config", "root.ext4"))
+    image.write_text(mode)
+    config.write_text("CONFIG_TMPFS=y\nCONFIG_USER_NS=y\n")
+    root.write_bytes(b"\0" * 4096)
+    kernel = Kernel(
+        key="k",
+        arch="x86_64",
+        side=Side.BASE,
+        release="6.1.0-lab",
+        folder=tmp_path,
+        image=image,
+        vmlinux=image,
+        config=config,
+        image_sha256="1" * 64,
+        compiler="gcc",
+        build_s=1.0,
+        make_ran=True,
+        seeded_from=None,
+        compiled=1,
+        sandbox="bwrap",
+    )
+    nothing = RootImage(
+        name="default",
+        arch="x86_64",
+        path=root,
+        sha256="2" * 64,
+        size_bytes=4096,
+        packages=1,
+        recipe_sha256="3" * 64,
+    )
+    return kernel, nothing
+
+
+def run_all(
+    suite: Suite,
+    cases: tuple[PlannedCase, ...],
+    agent: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[Trial]:
+    """The trials that a cell takes, as a campaign would start them."""
+    console = tmp_path / "console"
+    install(tmp_path / "bin", monkeypatch)
+    probe = tmp_path / "probe.sh"
+    probe.write_text(PROBE.format(console=console))
+    monkeypatch.setattr(trial, "PROBE", probe)
+    kernel, root = machine_files(tmp_path, f"follow {console}")
+    kit = Kit(
+        kernel=kernel,
+        initramfs=agent,
+        image=root,
+        accelerator=Accelerator(name="tcg", cpu="max", boot_s=1.0),
+        timeouts=Timeouts(boot_s=30, silence_s=60, wall_s=200),
+        suites=(suite,),
+        cases={case.name: case for case in cases},
+        scratch_bytes=1 << 20,
+    )
+    cell: Cell | None = Cell(
+        arch="x86_64",
+        side=Side.BASE,
+        profile="lockdep",
+        suites=(suite.name,),
+        cases=tuple(kit.cases),
+        kernel_key="k",
+        image_sha256="2" * 64,
+        repeat=0,
+        seed=1,
+        memory_bytes=1 << 30,
+        cpus=1,
+    )
+    trials: list[Trial] = []
+    events: list[Event] = []
+    while cell is not None and len(trials) < 9:
+        console.write_text("")
+        folder = tmp_path / f"trial-{len(trials)}"
+        trials.append(asyncio.run(trial.run(cell, kit, folder, events.append)))
+        cell = plan.remaining(cell, [result.name for result in trials[-1].results])
+    return trials
+
+
+def by_end(trials: list[Trial]) -> dict[str, CaseResult]:
+    return {result.name.rpartition("/")[2]: result for one in trials for result in one.results}
+
+
+# --- xfstests ----------------------------------------------------------------------------------
+
+
+def toy_case(test: str, tmp_path: Path, limit_s: float = 3.0) -> PlannedCase:
+    config = xfsconfig.configs()["tmpfs"]
+    case = case_for(test, config, skip="", expected_s=0.0, timeout_s=limit_s)
+    results = str(tmp_path / "results")
+    arguments = tuple(word.replace(xfsconfig.RESULTS, results) for word in case.arguments)
+    return replace(case, arguments=arguments)
+
+
+def toy_xfstests(tmp_path: Path) -> Xfstests:
+    return Xfstests(
+        environment=(
+            f"LAB_TREE={DATA / 'xfstests-toy'}",
+            f"LAB_STATE={tmp_path / 'state'}",
+            f"LAB_RESULTS={tmp_path / 'results'}",
+            f"LAB_MOUNTS={tmp_path / 'mounts'}",
+            f"TOY_CONSOLE={tmp_path / 'console'}",
+        )
+    )
+
+
+def test_planted_failures_of_xfstests_end_in_their_states(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = [f"generic/{number:03}" for number in (1, 2, 3, 4, 5, 6, 7, 99)]
+    cases = tuple(toy_case(test, tmp_path) for test in tests)
+    excluded = replace(toy_case("generic/008", tmp_path), skip="excluded until 2027: it bites")
+    lacking = replace(toy_case("generic/009", tmp_path), symbols=("EXT4_FS", "TMPFS"))
+    cases = (*cases, excluded, lacking)
+    trials = run_all(toy_xfstests(tmp_path), cases, agent, tmp_path, monkeypatch)
+    got = by_end(trials)
+    assert {name: result.state for name, result in got.items()} == {
+        "001": CaseState.PASSED,
+        "002": CaseState.FAILED,
+        "003": CaseState.SKIPPED,
+        "004": CaseState.TIMEOUT,
+        "005": CaseState.CRASHED,
+        "006": CaseState.FAILED,
+        "007": CaseState.PASSED,
+        "099": CaseState.MISSING,
+        "008": CaseState.SKIPPED,
+        "009": CaseState.SKIPPED,
+    }
+    assert "output mismatch" in got["002"].message and "-quiet" in got["002"].message
+    assert got["003"].message == "needs a disk that is not there"
+    assert "planted by a test" in got["005"].message
+    assert [splat.kind for splat in got["006"].splats] == ["warning"]
+    assert "it bites" in got["008"].message
+    assert got["009"].message == "this kernel lacks CONFIG_EXT4_FS"
+    kept = next(one for one in trials if any(r.name.endswith("002") for r in one.results))
+    place = tmp_path / kept.id / got["002"].log
+    assert (place / "full").read_text() == "what it did\n"
+    assert "+loud" in (place / "out.diff").read_text()
+    # One machine until the hang, one until the crash, one for the rest.
+    assert [one.end for one in trials] == [
+        MachineEnd.POWERED_OFF,
+        MachineEnd.PANICKED,
+        MachineEnd.POWERED_OFF,
+    ]
+    assert not list(tmp_path.glob("trial-*/*.raw")), "disks of gigabytes stay behind"
+
+
+# --- kselftest ---------------------------------------------------------------------------------
+
+
+def test_planted_failures_of_kselftest_end_in_their_states(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("good", "bad", "skips", "short", "absent", "hangs", "panics", "splats")
+    cases = tuple(
+        PlannedCase(name=f"kselftest/toys/{name}", timeout_s=3.0, arguments=("toys", name))
+        for name in names
+    )
+    suite = Kselftest(
+        environment=(
+            f"LAB_TREE={DATA / 'kselftest-toy'}",
+            f"LAB_STATE={tmp_path / 'state'}",
+            f"TOY_CONSOLE={tmp_path / 'console'}",
+            f"TOY_SPLAT={DATA / 'xfstests-toy/tests/generic/006.splat'}",
+        )
+    )
+    got = by_end(run_all(suite, cases, agent, tmp_path, monkeypatch))
+    assert {name: result.state for name, result in got.items()} == {
+        "good": CaseState.PASSED,
+        "good:left": CaseState.PASSED,
+        "good:right": CaseState.SKIPPED,
+        "bad": CaseState.FAILED,
+        "bad:left": CaseState.PASSED,
+        "bad:right": CaseState.FAILED,
+        "skips": CaseState.SKIPPED,
+        "short": CaseState.MISSING,
+        "short:left": CaseState.PASSED,
+        "absent": CaseState.SKIPPED,
+        "hangs": CaseState.TIMEOUT,
+        "panics": CaseState.CRASHED,
+        "splats": CaseState.FAILED,
+        "splats:left": CaseState.PASSED,
+    }
+    assert "exit=1" in got["bad"].message
+    assert "not built" in got["absent"].message
+    assert got["splats"].splats and not got["splats:left"].splats
+
+
+# --- a tree before the boot --------------------------------------------------------------------
+
+
+def test_the_toy_is_not_taken_for_a_built_tree(tmp_path: Path) -> None:
+    land = Userland(machine="x86_64", libraries=frozenset(), glibc=(2, 36))
+    assert "no folder" in xfstree.complaint(tmp_path / "absent", land)
+    assert "no tree of xfstests" in xfstree.complaint(tmp_path, land)
+    assert "not built: it has no ltp/fsstress" in xfstree.complaint(DATA / "xfstests-toy", land)
+    built = tmp_path / "tree"
+    shutil.copytree(DATA / "xfstests-toy", built)
+    for name in ("ltp/fsstress", "ltp/fsx", "src/lstat64"):
+        (built / name).parent.mkdir(exist_ok=True)
+        shutil.copy("/bin/true", built / name)
+    loader = frozenset({"ld-linux-x86-64.so.2", "libc.so.6"})
+    assert xfstree.complaint(built, replace(land, libraries=loader)) == ""
+    assert "libc.so.6" in xfstree.complaint(built, replace(land, libraries=loader - {"libc.so.6"}))
+    old = replace(land, libraries=loader, glibc=(2, 3))
+    assert "the root image has 2.3" in xfstree.complaint(built, old)
+    other = replace(land, libraries=loader, machine="aarch64")
+    assert "is for x86_64, not for aarch64" in xfstree.complaint(built, other)

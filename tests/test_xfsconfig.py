@@ -1,0 +1,184 @@
+"""Files of the xfstests suite: configurations, excludes, groups; and what a report may say."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from lab.guest import Exited, TimedOut
+from lab.model import CaseState, UserError
+from lab.suites import xfsconfig
+from lab.suites.xfstests import judge, unpack
+from lab.suites.xfstree import XfsTree
+
+TODAY = datetime.date(2026, 6, 1)
+ENTRY = """
+[[exclude]]
+tests = ["generic/4*"]
+configs = ["ext4-*"]
+kernels = ">=6.1, <6.6"
+reason = "hangs"
+link = "https://lore.kernel.org/r/1"
+expires = 2026-12-31
+"""
+
+
+def test_the_configurations_that_were_promised() -> None:
+    assert set(xfsconfig.configs()) == {
+        *(f"ext4-{n}" for n in ("4k", "1k", "data-journal", "bigalloc", "nojournal", "encrypt")),
+        *("xfs", "xfs-1k", "xfs-noreflink", "xfs-rmapbt", "xfs-quota"),
+        *("btrfs", "btrfs-compress", "tmpfs", "overlay-ext4"),
+    }
+
+
+def test_sections() -> None:
+    known = xfsconfig.configs()
+    journal = known["ext4-data-journal"].section()
+    assert journal.startswith("[ext4-data-journal]\nFSTYP=ext4\n")
+    assert 'MKFS_OPTIONS="-b 4096"\n' in journal
+    assert 'MOUNT_OPTIONS="-o data=journal"\n' in journal
+    assert 'TEST_FS_MOUNT_OPTS="-o data=journal"\n' in journal
+    assert "FSTYP=ext4\n" in known["overlay-ext4"].section()
+    assert known["overlay-ext4"].folders == ("generic", "overlay")
+    assert "/dev/" not in known["tmpfs"].section() and known["tmpfs"].made == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('filesystem = "ext4"\nsymbols = []', "missing required field `about`"),
+        ('about = ""\nfilesystem = "vfat"\nsymbols = []', "'vfat'"),
+        ('about = ""\nfilesystem = "xfs"\nsymbols = []\nshoes = 1', "shoes"),
+        ('about = ""\nfilesystem = "xfs"\nsymbols = []\nname = "x"', "unknown key 'name'"),
+        ('about = ""\nfilesystem = "overlay"\nsymbols = []', "base"),
+        ('about = ""\nfilesystem = "xfs"\nsymbols = []\nmkfs = ["`id`"]', "not one option"),
+        ('about = ""\nfilesystem = "xfs"\nsymbols = []\nmount = ["a b"]', "not one option"),
+        ("= 3", "Invalid"),
+    ],
+)
+def test_configurations_that_are_refused(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        xfsconfig.parse_config(text.encode(), name="mine", origin="mine.toml")
+    assert said in caught.value.message and "mine.toml" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("test", "config", "version", "covered"),
+    [
+        ("generic/475", "ext4-4k", (6, 1, 190), True),
+        ("generic/475", "xfs", (6, 1, 190), False),
+        ("generic/475", "ext4-4k", (6, 12), False),
+        ("generic/475", "ext4-4k", (5, 10), False),
+        ("xfs/475", "ext4-4k", (6, 1), False),
+    ],
+)
+def test_what_an_exclude_covers(
+    test: str, config: str, version: tuple[int, ...], covered: bool
+) -> None:
+    (entry,) = xfsconfig.parse_excludes(ENTRY.encode(), origin="x", today=TODAY)
+    assert entry.covers(test, config, version) is covered
+    assert "hangs" in entry.told and "2026-12-31" in entry.told and "lore" in entry.told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('reason = "hangs"\n', "", "reason"),
+        ('"hangs"', '" "', "reason is empty"),
+        ("https://", "", "no address"),
+        ("expires = 2026-12-31\n", "", "expires"),
+        ("2026-12-31", "2029-01-01", "more than a year"),
+        (">=6.1, <6.6", "new", "kernels"),
+        ("generic/4*", "475", "names like"),
+        ("[[exclude]]", "[[excuse]]", "only [[exclude]]"),
+        ("reason", "raisin", "raisin"),
+    ],
+)
+def test_excludes_that_are_refused(old: str, new: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        raw = ENTRY.replace(old, new).encode()
+        xfsconfig.parse_excludes(raw, origin="mine.toml", today=TODAY)
+    assert said in caught.value.message and "mine.toml" in caught.value.message
+
+
+def test_the_labs_own_files_can_be_read() -> None:
+    xfsconfig.excludes([xfsconfig.FOLDER / "excludes.toml"], today=TODAY)
+    fault = xfsconfig.groups()["fault"]
+    assert len(fault.tests) > 20 and fault.about
+
+
+def test_versions() -> None:
+    assert xfsconfig.version_of("6.1.192") == (6, 1, 192)
+    assert xfsconfig.version_of("6.12-rc3") == (6, 12)
+
+
+def test_groups_of_a_tree() -> None:
+    groups = {"generic/010": frozenset({"quick"}), "generic/002": frozenset({"auto", "quick"})}
+    groups["xfs/001"] = frozenset({"quick"})
+    tree = XfsTree(path=xfsconfig.FOLDER, groups=groups)
+    assert tree.group("quick", ("generic", "ext4")) == ("generic/002", "generic/010")
+    assert tree.group("xfs/quick", ("generic", "xfs")) == ("xfs/001",)
+    assert tree.group("all", ("generic",)) == ("generic/002", "generic/010")
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+def report(inside: str, name: str = "generic/001") -> bytes:
+    return f'<testsuite><testcase name="{name}">{inside}</testcase></testsuite>'.encode()
+
+
+def ended(status: int, stdout: bytes = b"") -> Exited:
+    return Exited(status=status, stdout=stdout, stderr=b"", duration_s=1.0, truncated=False)
+
+
+TIMES = b"generic/001 3\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "xml", "times", "state", "message"),
+    [
+        (0, report(""), TIMES, CaseState.PASSED, ""),
+        (0, report(""), b"", CaseState.MISSING, "never ran"),
+        (0, report(""), b"generic/0012 3\n", CaseState.MISSING, "never ran"),
+        (1, report(""), TIMES, CaseState.FAILED, "status 1"),
+        (0, report("", "generic/002"), TIMES, CaseState.MISSING, "reported nothing"),
+        (0, b"", TIMES, CaseState.MISSING, "reported nothing"),
+        (1, b"", b"", CaseState.FAILED, "no report: mkfs failed"),
+        (0, report("<skipped message='no disk'/>"), b"", CaseState.SKIPPED, "no disk"),
+        (1, report("<failure message='output &#10; mismatch'/>"), b"", CaseState.FAILED, "output"),
+        (0, b"<!DOCTYPE a [<!ENTITY b 'c'>]>" + report(""), TIMES, CaseState.MISSING, "nothing"),
+        (0, report("")[:-9], TIMES, CaseState.MISSING, "nothing"),
+        (0, report("") + b"\xff", TIMES, CaseState.MISSING, "nothing"),
+    ],
+)
+def test_what_a_test_is_judged_by(
+    status: int, xml: bytes, times: bytes, state: CaseState, message: str
+) -> None:
+    files = {"result.xml": xml, "check.time": times}
+    got = judge("generic/001", ended(status, b"mkfs failed\n"), files)
+    assert got[0] is state and message in got[1]
+    assert got[1].isprintable()
+
+
+def test_a_timeout_is_one_whatever_was_reported() -> None:
+    timed_out = TimedOut(stdout=b"", stderr=b"", duration_s=9.0)
+    files = {"result.xml": report(""), "check.time": TIMES}
+    assert judge("generic/001", timed_out, files)[0] is CaseState.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("shown", "files"),
+    [
+        (b"file full 3\na\nb\nfile dmesg 0\n\nend\n", {"full": b"a\nb", "dmesg": b""}),
+        (b"file full 9\nabc\n", {}),
+        (b"file ../../x 1\na\nend\n", {}),
+        (b"file full 999999999\n", {}),
+        (b"file full -1\n", {}),
+        (b"", {}),
+        (b"end\n", {}),
+    ],
+)
+def test_files_that_a_guest_shows(shown: bytes, files: dict[str, bytes]) -> None:
+    assert unpack(shown) == files
