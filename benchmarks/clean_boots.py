@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
-from lab import config, desk, image, machine, trial
+from lab import config, desk
 from lab.guest import Exited
 from lab.model import Event, EventKind, ExitCode, MachineEnd
+from lab.rig import Rig
 from lab.splat.reading import read_files
 
 WORK = r"""
@@ -87,13 +88,13 @@ class Booted:
     output: str
 
 
-def prepare(arch: str, folder: Path, *, patch: str | None = None) -> desk.BootKit:
+def prepare(arch: str, *, patch: str | None = None) -> Rig:
     """The kernel (built if need be), the image and the accelerator of an architecture."""
     chosen = config.Config(arch=(arch,))
     request = desk.BootRequest(
         patch=patch, config=chosen, command=("true",), shell=False, append="", timeout_s=600.0
     )
-    return desk.prepare(request, folder, _say)
+    return desk.prepare(request, _say)
 
 
 def _say(event: Event) -> None:
@@ -101,23 +102,17 @@ def _say(event: Event) -> None:
         sys.stderr.write(f"  {event.step}: {event.text}\n")
 
 
-def boot(kit: desk.BootKit, what: Boot, folder: Path) -> Booted:
-    """Boot once on a fresh overlay; the console is in `folder`, whatever happens."""
-    folder.mkdir(parents=True)
-    disk = replace(kit.spec.disks[0], path=image.overlay(kit.image, folder))
-    spec = replace(
-        kit.spec,
-        disks=(disk,),
-        cpus=what.cpus,
-        memory_bytes=what.memory_bytes,
-        append=f"lab.root={trial.ROOT_SERIAL} {what.append}".strip(),
+def boot(rig: Rig, what: Boot, folder: Path) -> Booted:
+    """Boot once on fresh disks; the console is in `folder`, whatever happens."""
+    wanted = replace(
+        rig, cpus=what.cpus, memory_bytes=what.memory_bytes, append=f"{rig.append} {what.append}"
     )
-    return asyncio.run(_boot(spec, what, folder))
+    return asyncio.run(_boot(wanted, what, folder))
 
 
-async def _boot(spec: machine.MachineSpec, what: Boot, folder: Path) -> Booted:
+async def _boot(rig: Rig, what: Boot, folder: Path) -> Booted:
     status, output = None, ""
-    async with machine.boot(spec, folder) as box:
+    async with rig.machine(folder, shelf=None, restore=False, note=print) as box:
         if box.guest is not None:
             answer = await box.guest.run(list(what.command), timeout_s=what.timeout_s)
             if isinstance(answer, Exited):
@@ -142,8 +137,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="clean-boots-") as scratch:
         kits = {}
         for name in archs:
-            (Path(scratch) / name).mkdir()
-            kits[name] = prepare(name, Path(scratch) / name)
+            kits[name] = prepare(name)
         for number, append, cpus, mebibytes, fs in zip(
             range(options.count),
             *map(cycle, (OPTIONS, CPUS, MEMORY_MIB, FILE_SYSTEMS)),
