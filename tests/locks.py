@@ -63,8 +63,8 @@ def boot(
     )
 
 
-def runs(side: Side, *graphs: LockGraph, doubt: str = "") -> list[Observation]:
+def runs(side: Side, *graphs: LockGraph, doubt: str = "", boot: str = "") -> list[Observation]:
     return [
-        Observation(side=side, name=f"{side} #{n}", graphs=(one,), doubt=doubt)
+        Observation(side=side, name=f"{side} #{n}", graphs=(one,), doubt=doubt, boot=boot)
         for n, one in enumerate(graphs, 1)
     ]

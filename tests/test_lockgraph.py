@@ -245,6 +245,27 @@ def test_an_edge_that_goes_is_gone() -> None:
     assert news.sentence(whole, "a").startswith("1 edge gone, 0 new; no new cycle; a no more -> b")
 
 
+def test_what_one_boot_drew_counts_once() -> None:
+    """Restored from one snapshot, all runs of a side show what its one boot happened to draw."""
+    kept, drawn = ("a", "b"), ("a", "c")
+    base = runs(Side.BASE, *[boot(kept, drawn)] * 6, boot="snapshot")
+    patched = runs(Side.PATCHED, *[boot(kept)] * 6, boot="snapshot")
+    found = diff([*base, *patched])
+    (edge,) = [e for e in found.edges if (e.before, e.after) == drawn]
+    assert edge.change is Change.NOT_SEEN
+    assert (edge.counts.base, edge.counts.base_runs) == (6, 6)
+    assert found.shared_boots and found.by_chance is None
+    assert any("one boot" in doubt for doubt in found.doubts)
+
+
+def test_what_came_after_a_shared_boot_counts_run_by_run() -> None:
+    kept, later = ("a", "b"), ("a", "c")
+    base = runs(Side.BASE, boot(kept), *[boot(kept, later)] * 7, boot="snapshot")
+    patched = runs(Side.PATCHED, *[boot(kept)] * 8, boot="snapshot")
+    (edge,) = [e for e in diff([*base, *patched]).edges if (e.before, e.after) == later]
+    assert edge.change is Change.GONE
+
+
 @pytest.mark.parametrize("dead", ["lockdep had switched itself off", "not all cases passed there"])
 def test_the_silence_of_a_run_in_doubt_says_nothing(dead: str) -> None:
     silent = runs(P, *[boot(BC)] * 3, doubt=dead)

@@ -57,6 +57,9 @@ class Observation:
     graphs: tuple[LockGraph, ...]
     # Why what it did not show may still be there; "" if its silence counts.
     doubt: str = ""
+    # Runs of one side with the same one went on from one boot, restored from its snapshot: what
+    # that boot drew is in all of them. "": from a boot of its own.
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,7 @@ class LockDiff:
     # Direct edges that would be on every run of one side and none of the other if the sides were
     # the same kernel; None: too few runs to tell.
     by_chance: float | None
+    shared_boots: bool = False  # some runs went on from the same boot
 
     def changed(self, *which: Change, direct: bool = True) -> tuple[EdgeDiff, ...]:
         return tuple(e for e in self.edges if e.change in which and (e.direct or not direct))
@@ -163,6 +167,7 @@ def diff(observations: Sequence[Observation]) -> LockDiff:
         stats=_stats(observations, known),
         doubts=_doubts(observations, known),
         by_chance=edges.by_chance(direct),
+        shared_boots=edges.shared_boots,
     )
 
 
@@ -201,6 +206,10 @@ class _Sightings(Generic[T]):
     ) -> None:
         self.seen: dict[T, set[int]] = defaultdict(set)
         self.side = [observation.side for observation in observations]
+        # Runs that share a boot; of those that share none, each on its own.
+        self.boots: dict[tuple[Side, str], set[int]] = defaultdict(set)
+        for number, o in enumerate(observations):
+            self.boots[o.side, o.boot or f" {number}"].add(number)
         self.telling: dict[Side, frozenset[int]] = {
             side: frozenset(
                 number
@@ -215,6 +224,10 @@ class _Sightings(Generic[T]):
                 for thing in read(graph, next(labels)):
                     self.seen[thing].add(number)
 
+    @property
+    def shared_boots(self) -> bool:
+        return any(len(runs) > 1 for runs in self.boots.values())
+
     def counts(self, thing: T) -> Counts:
         """A run that showed it could have shown it, whatever else it lacks."""
         seen = {side: {n for n in self.seen[thing] if self.side[n] is side} for side in Side}
@@ -226,7 +239,29 @@ class _Sightings(Generic[T]):
         )
 
     def change(self, thing: T) -> Change:
-        return change(self.counts(thing))
+        return change(self._independent(thing))
+
+    def _independent(self, thing: T) -> Counts:
+        """As `counts`, but where the boot itself may have drawn it, runs that share one are one.
+
+        A thing that only some of them show came after the boot: then each run is a draw of its
+        own, and where the other side does not show it, it had as many occasions.
+        """
+        seen = self.seen[thing]
+        raw = self.counts(thing)
+        if any(0 < len(runs & seen) < len(runs) for runs in self.boots.values()):
+            return raw
+        told: dict[Side, tuple[int, int]] = {}
+        for side in Side:
+            could = self.telling[side] | {run for run in seen if self.side[run] is side}
+            groups = [runs & could for (of, _), runs in self.boots.items() if of is side]
+            told[side] = (sum(bool(g & seen) for g in groups), sum(map(bool, groups)))
+        return Counts(
+            base=told[Side.BASE][0],
+            base_runs=told[Side.BASE][1],
+            patched=told[Side.PATCHED][0],
+            patched_runs=told[Side.PATCHED][1],
+        )
 
     def by_chance(self, among: frozenset[T]) -> float | None:
         """How many of `among` would be on all runs of one side and none of the other by chance.
@@ -236,8 +271,8 @@ class _Sightings(Generic[T]):
         """
         base, patched = (sorted(self.telling[side]) for side in Side)
         runs = [*base, *patched]
-        if len(runs) < 4 or not base or not patched:
-            return None
+        if len(runs) < 4 or not base or not patched or self.shared_boots:
+            return None  # runs that share a boot cannot be dealt out at will
         masks = [self.seen[thing] & set(runs) for thing in among]
         varying = [mask for mask in masks if 0 < len(mask) < len(runs)]
         own = {frozenset(base), frozenset(patched)}
@@ -416,6 +451,13 @@ def _doubts(observations: Sequence[Observation], known: Identified) -> tuple[str
         for observation in mine:
             if observation.doubt:
                 reasons[observation.doubt] += 1
+        together = sum(bool(o.boot) for o in mine)
+        if together > 1:
+            doubts.append(
+                f"{together} of {len(mine)} {side} runs go on from one boot: what all of them show "
+                "counts once, and so does what none does (machine.snapshots = false in lab.toml "
+                "boots them all)"
+            )
         doubts += [
             f"{number} of {len(mine)} {side} runs: {reason}: what they did not show does not count"
             for reason, number in reasons.items()

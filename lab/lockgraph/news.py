@@ -62,6 +62,8 @@ def _few(diff: LockDiff) -> str:
     if not lost and not added:
         return ""
     runs = f"{diff.runs.base_runs} against {diff.runs.patched_runs} runs are too few to say more"
+    if diff.shared_boots:
+        runs += ", for some go on from one boot"
     told = f"{lost} not seen with the series and {added} only with it ({runs}"
     if diff.by_chance is not None:
         told += f"; chance alone would make about {diff.by_chance:.0f}"

@@ -112,13 +112,21 @@ def of_run(trials: Iterable[Trial], folder: Path, arch: str) -> tuple[Observatio
     }
     # What some run did, all must have done, or they had no occasion to take the same locks.
     wanted = set().union(*passed.values()) if passed else set()
+    # The first boot of a side is the one that its snapshot is of, or as good as that.
+    restored = {side for (side, _), group in groups.items() if any(t.restored for t in group)}
+    first = {side: min(repeat for of, repeat in groups if of is side) for side in restored}
     found = []
     for key, group in groups.items():
         graphs, lost = _graphs(group, folder)
+        shares = any(t.restored for t in group) or first.get(key[0]) == key[1]
         doubt = lost or _left_out(wanted - passed[key])
         found.append(
             Observation(
-                side=key[0], name=f"{key[0]} #{key[1] + 1}", graphs=tuple(graphs), doubt=doubt
+                side=key[0],
+                name=f"{key[0]} #{key[1] + 1}",
+                graphs=tuple(graphs),
+                doubt=doubt,
+                boot="snapshot" if shares else "",
             )
         )
     return tuple(found)
