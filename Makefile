@@ -8,6 +8,18 @@ LAB := $(VENV)/bin/lab
 SERIES ?= patches/demo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
+# Installs the packages in $$missing, if there are any.
+define INSTALL
+if [ -n "$$missing" ]; then \
+	if ! command -v apt-get >/dev/null; then \
+		echo "install these with your package manager:" $$missing >&2; exit 2; \
+	fi; \
+	echo "installing:" $$missing >&2; \
+	$(SUDO) apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; \
+fi
+endef
+
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +29,11 @@ run: setup ## build, boot and judge $(SERIES) (SERIES=DIR for another)
 	$(LAB) run --patch $(SERIES)
 
 .PHONY: test
-test: setup ## all tests: pure, fake, and with real kernels
+test: setup test-tools ## all tests: pure, fake, and with real kernels
 	$(VENV)/bin/pytest
 
 .PHONY: check
-check: setup ## the tests that need no kernel
+check: setup test-tools ## the tests that need no kernel
 	$(VENV)/bin/pytest -m "not vm"
 
 .PHONY: bench
@@ -31,15 +43,12 @@ bench: setup ## the benchmarks; prints ratios
 
 .PHONY: setup
 setup: $(VENV)/.installed ## virtual environment, and system packages that are missing
-	@missing="$$($(LAB) --quiet doctor --packages)"; \
-	if [ -n "$$missing" ]; then \
-		if ! command -v apt-get >/dev/null; then \
-			echo "install these with your package manager:" $$missing >&2; exit 2; \
-		fi; \
-		echo "installing:" $$missing >&2; \
-		$(SUDO) apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; \
-	fi
+	@missing="$$($(LAB) --quiet doctor --packages)"; $(INSTALL)
+
+# What only tests call.
+.PHONY: test-tools
+test-tools:
+	@missing="$$(for name in cpio gdb; do command -v $$name >/dev/null || echo $$name; done)"; $(INSTALL)
 
 # apt-get alone can bring what makes a virtual environment; everything else lab doctor names.
 $(VENV)/.installed: pyproject.toml

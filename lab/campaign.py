@@ -36,6 +36,7 @@ from lab.lockgraph import stored
 from lab.lockgraph.diff import diff
 from lab.lockgraph.news import news
 from lab.model import (
+    Accelerator,
     BuildFailure,
     Emit,
     Event,
@@ -75,6 +76,7 @@ from lab.subject import (
     take,
     timeouts,
 )
+from lab.suites.protocol import PlannedCase, Suite
 from lab.symbols import History
 from lab.trial import Kit
 
@@ -281,6 +283,32 @@ def _ran_make(result: Kernel | BuildFailure) -> bool:
     return isinstance(result, BuildFailure) or result.make_ran
 
 
+def kit(
+    kernel: Kernel,
+    suites: Sequence[Suite],
+    cases: Sequence[PlannedCase],
+    config: Config,
+    root: RootImage,
+    ramfs: Path,
+    accelerator: Accelerator,
+    *,
+    crowding: float = 1.0,
+) -> Kit:
+    """What the trials of one kernel share; limits stretched to how fast its machines are."""
+    work_s = sum(case.timeout_s for case in cases)
+    slower = slowness(accelerator, crowding=crowding)
+    return Kit(
+        kernel=kernel,
+        initramfs=ramfs,
+        image=root,
+        accelerator=accelerator,
+        timeouts=timeouts(config, accelerator, work_s=work_s, crowding=crowding),
+        suites=tuple(suites),
+        cases={case.name: replace(case, timeout_s=case.timeout_s * slower) for case in cases},
+        scratch_bytes=SCRATCH_BYTES,
+    )
+
+
 async def _open_pool(
     ready: Ready,
     planned: Plan,
@@ -332,24 +360,23 @@ async def _open_pool(
         text = f"{split.machines} at once, on {pool.cores()} cores"
         emit(Event(kind=EventKind.NOTE, step=f"machines {name}", text=text))
     crowding = pool.crowding(config.machine, split.machines)
-    limit = timeouts(config, accelerator, work_s=sum(limits.values()), crowding=crowding)
-    slower = slowness(accelerator, crowding=crowding)
-    cases = {case.name: replace(case, timeout_s=case.timeout_s * slower) for case in planned.cases}
     history = History(
         git_dir=planned.subject.source.git_dir,
         commits=prefix_commits(planned.subject, cache, emit),
     )
     shelf = Shelf(cache) if config.machine.snapshots else None
     kits = {
-        kernel.side: Kit(
-            kernel=kernel,
-            initramfs=ready.initramfs,
-            image=ready.image,
-            accelerator=accelerator,
-            timeouts=limit,
-            suites=planned.suites,
-            cases=cases,
-            scratch_bytes=SCRATCH_BYTES,
+        kernel.side: replace(
+            kit(
+                kernel,
+                planned.suites,
+                planned.cases,
+                config,
+                ready.image,
+                ready.initramfs,
+                accelerator,
+                crowding=crowding,
+            ),
             history=history if kernel.side is Side.PATCHED else None,
             allowed=planned.allowed,
             # The day on which the run was begun: one that is taken up goes on with the same list.

@@ -19,7 +19,6 @@ from lab.model import Accelerator, Side, UserError
 from lab.store import Cache
 from tests import records
 
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -87,6 +86,8 @@ def test_what_is_asked_for() -> None:
 @pytest.mark.fake
 def test_modules_of_the_lab_do_not_stand_in_for_the_standard_library(tmp_path: Path) -> None:
     """As a script, the inspector would have lab/bisect before Python's own `bisect`."""
+    if importlib.util.find_spec("drgn") is None:
+        pytest.skip("drgn is not installed")
     vmlinux = tmp_path / "vmlinux"
     source = "int linux_banner, init_uts_ns; void _text(void) {}"
     subprocess.run(

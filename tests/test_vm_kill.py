@@ -110,8 +110,10 @@ WARM = (
     Moment(name="patched build", begun=said("build patched x86_64: from"), within_s=15),
     Moment(name="boot", begun=said("test base x86_64 #1: "), within_s=3, again=True),
     Moment(name="in a case", begun=said("test patched x86_64 #1: "), within_s=15, again=True),
-    Moment(name="between two machines", begun=said("test patched x86_64 #1: 3 "), within_s=0.2),
-    Moment(name="judging", begun=said("test base x86_64 #2: 3 "), within_s=0.1),
+    Moment(
+        name="between two machines", begun=said("test patched x86_64 #1: 3 passed"), within_s=0.2
+    ),
+    Moment(name="judging", begun=said("test base x86_64 #2: 3 passed"), within_s=0.1),
     REPORT,
 )
 COLD = (
