@@ -172,6 +172,10 @@ class Fake:
             case _:
                 self.start_agent()
 
+    def off(self) -> None:
+        self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
+        sys.exit(0)
+
     def follow(self) -> None:
         file = Path(self.words[0])
         text = file.read_text() if file.exists() else ""
@@ -181,10 +185,6 @@ class Fake:
             if "Kernel panic" in line:
                 self.panic()
             self.say(line)
-
-    def off(self) -> None:
-        self.event("SHUTDOWN", guest=True, reason="guest-shutdown")
-        sys.exit(0)
 
     def panic(self) -> None:
         self.say(PANIC)
