@@ -63,7 +63,8 @@ def command(core: Core, options: Sequence[str]) -> tuple[str, ...]:
     if importlib.util.find_spec("drgn") is None:
         raise UserError("drgn is not installed", hint="pip install 'kernel-patch-lab[debug]'")
     return (
-        *(sys.executable, str(_INSPECTOR), str(core.path), str(core.kernel.vmlinux)),
+        # -P: the folder of the inspector, with modules named as the standard library's, stays out.
+        *(sys.executable, "-P", str(_INSPECTOR), str(core.path), str(core.kernel.vmlinux)),
         *(
             core.kernel.arch,
             core.kernel.release,

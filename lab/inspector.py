@@ -125,6 +125,7 @@ def main(argv: list[str]) -> int:
             sys.stdout.write(f"{eval(expression, scope)}\n")
         case ["-s", script, *words]:
             sys.argv = [script, *words]
+            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))  # noqa: PTH100, PTH120
             runpy.run_path(script, init_globals=_scope(program), run_name="__main__")
         case _:
             raise SystemExit((__doc__ or "").splitlines()[0])

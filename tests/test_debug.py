@@ -19,6 +19,8 @@ from lab.model import Accelerator, Side, UserError
 from lab.store import Cache
 from tests import records
 
+ROOT = Path(__file__).parent.parent
+
 
 def a_run(folder: Path, *dumped: str) -> Path:
     """A run with two trials, of which those that are named left a dump."""
@@ -79,6 +81,25 @@ def test_what_is_asked_for() -> None:
     assert debug.options_for(None, ("a.py", "b"), interactive=True) == ("-s", "a.py", "b")
     with pytest.raises(UserError):
         debug.options_for("1", ("a.py",), interactive=False)
+
+
+@pytest.mark.fake
+def test_modules_of_the_lab_do_not_stand_in_for_the_standard_library(tmp_path: Path) -> None:
+    """As a script, the inspector would have lab/bisect before Python's own `bisect`."""
+    if importlib.util.find_spec("drgn") is None:
+        pytest.skip("drgn is not installed")
+    vmlinux = tmp_path / "vmlinux"
+    source = "int linux_banner, init_uts_ns; void _text(void) {}"
+    subprocess.run(
+        ["gcc", "-shared", "-x", "c", "-", "-o", vmlinux], input=source, text=True, check=True
+    )
+    kernel = dataclasses.replace(records.kernel(Side.BASE), vmlinux=vmlinux)
+    argv = debug.command(Core(path=tmp_path / "none", kernel=kernel), ())
+    inspector_at = argv.index(str(Path(inspector.__file__)))
+    probe = [*argv[:inspector_at], "-c", "import sys; print(sys.path)"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=True, cwd=ROOT / "lab")
+    assert repr(str(ROOT / "lab")) not in done.stdout and "''" not in done.stdout
+    assert set(json.loads(argv[inspector_at + 5])) == {"_text", "init_uts_ns", "linux_banner"}
 
 
 def test_what_the_kernel_would_have_noted_down() -> None:
