@@ -7,6 +7,7 @@ the class's key lies (lab.lockgraph.keys).
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from itertools import count
 from lab.lockgraph.graph import LockClass, LockGraph
 
 _FILE_SYSTEM = "_fs_type"
+_LINE = re.compile(r"([\w./-]+\.[ch]):\d+")
 _KEY = "__key"  # what the macros that initialize locks call their static variable
 
 
@@ -109,7 +111,8 @@ def _trait(lock: LockClass, by_number: bool, crowded: set[_Trait]) -> _Trait:
     if home is None or by_number:
         return _Trait(name=lock.name, number=lock.number, subclass=lock.subclass)
     trait = _Trait(
-        name=lock.name,
+        # A name that is a place in the source moves with every line above it; the key does not.
+        name=_LINE.sub(r"\1", lock.name),
         symbol=home.symbol,
         file=home.file,
         nth_file=home.nth_file,

@@ -38,9 +38,13 @@ def sentence(diff: LockDiff, around: str | None = None) -> str:
     """ "5 edges gone, 2 new, no new cycle; mmap_lock -> sb_pagefaults (ext4) gone: ..."."""
     if not diff.runs.base or not diff.runs.patched:
         return "; ".join(diff.doubts)
+    few = _few(diff)
+    sure = f"{_edges(diff, Change.GONE)} gone, {_count(diff, Change.NEW)} new"
+    if diff.changed(Change.GONE, Change.NEW) and not few:
+        sure += _by_chance(diff, " ({})")
     parts = [
-        f"{_edges(diff, Change.GONE)} gone, {_count(diff, Change.NEW)} new",
-        _few(diff),
+        sure,
+        few,
         _cycles(diff),
         *_focused(diff, around),
     ]
@@ -65,9 +69,13 @@ def _few(diff: LockDiff) -> str:
     if diff.shared_boots:
         runs += ", for some go on from one boot"
     told = f"{lost} not seen with the series and {added} only with it ({runs}"
-    if diff.by_chance is not None:
-        told += f"; chance alone would make about {diff.by_chance:.0f}"
-    return f"{told})"
+    return f"{told}{_by_chance(diff, '; {}')})"
+
+
+def _by_chance(diff: LockDiff, frame: str) -> str:
+    if diff.by_chance is None:
+        return ""
+    return frame.format(f"chance alone would make about {diff.by_chance:.0f}")
 
 
 def _cycles(diff: LockDiff) -> str:
