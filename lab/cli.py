@@ -642,7 +642,9 @@ def lockgraph_diff(
 @lockgraph_group.command(name="show")
 @click.argument("name", metavar="[RUN|FILE|FOLDER]", required=False)
 @_arch_of_run
-@click.option("--side", type=click.Choice(list(Side)), default=Side.PATCHED, help="Of a run.")
+@click.option(
+    "--side", type=click.Choice([str(side) for side in Side]), default="patched", help="Of a run."
+)
 @_around
 @_depth
 @click.option("--edge", nargs=2, metavar="A B", help="Who takes B inside of A: the lock chains.")

@@ -252,6 +252,14 @@ def test_a_cycle_and_its_exit_code(tmp_path: Path, boots: int, expected: int, sa
     assert "b -> a -> b" in output
 
 
+def test_show_one_side_of_a_run(run: tuple[RunRecord, Path]) -> None:
+    _, folder = run
+    for side, edges in (("base", 2), ("patched", 1)):
+        code, said = lab("--runs", folder.parent, "lockgraph", "show", "--side", side)
+        assert code == 0
+        assert f"{edges} direct dependencies" in said
+
+
 def test_show_around_and_who_takes_it() -> None:
     code, said = lab("lockgraph", "show", DATA / BOOTS[0], "--around", "sb_pagefaults")
     assert code == 0

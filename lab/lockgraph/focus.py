@@ -52,6 +52,11 @@ def find(labels: Iterable[str], around: str) -> tuple[str, ...]:
     )
 
 
+def belongs(label: str) -> bool:
+    """The label says whose the lock is, like a file system's, and not only where it is made."""
+    return label.endswith(")") and " (" in label and not label.endswith(".c)")
+
+
 def centre(diff: LockDiff, around: str | None) -> tuple[str, ...]:
     """The classes of a comparison that `around` means; () for None. Raises `UserError`."""
     if around is None:
@@ -145,9 +150,10 @@ def _calm_neighbours(
     for edge in calm:
         if edge.before in nodes and edge.after in nodes:
             shown[edge.before, edge.after] = edge
-    # Those with the most dependencies of their own place the centre best.
+    # Locks of a file system first: what stays of them is asked as often as what goes. Then those
+    # with the most dependencies of their own, which place the centre best.
     around = {label for e in calm for label in (e.before, e.after)} - nodes.keys()
-    ranked = sorted(around, key=lambda label: (-len(beside[label]), label))
+    ranked = sorted(around, key=lambda label: (not belongs(label), -len(beside[label]), label))
     room = max(0, min(_UNCHANGED, _NODES - len(nodes)))
     chosen = set(ranked[:room])
     nodes |= dict.fromkeys(ranked[:room])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lab.lockgraph.cycles import Cycle
 from lab.lockgraph.diff import ADDED, LOST, Change, EdgeDiff, LockDiff
-from lab.lockgraph.focus import find, plain
+from lab.lockgraph.focus import belongs, find, plain
 from lab.model import UserError
 from lab.verdict import LockNews
 
@@ -106,8 +106,7 @@ def _focused(diff: LockDiff, around: str | None) -> list[str]:
 
 def _telling(edge: EdgeDiff) -> tuple[bool, bool, str]:
     """Significant ones first; then locks that belong to something, like a file system's."""
-    placed = edge.after.endswith(")") and not edge.after.endswith(".c)")
-    return edge.change not in (Change.GONE, Change.NEW), not placed, edge.after
+    return edge.change not in (Change.GONE, Change.NEW), not belongs(edge.after), edge.after
 
 
 def _how_often(edges: list[EdgeDiff]) -> str:
