@@ -1,6 +1,7 @@
 """Revisions and a way to test one come in; the first bad one, and how sure that is, go out."""
 
 from lab.bisect.log import VERSION, Header, header, line, replay
+from lab.bisect.repeat import Rates, settled
 from lab.bisect.search import (
     Bench,
     Ending,
@@ -23,6 +24,7 @@ __all__ = [
     "Ending",
     "Header",
     "Pick",
+    "Rates",
     "Result",
     "Revision",
     "Rules",
@@ -36,4 +38,5 @@ __all__ = [
     "line",
     "replay",
     "search",
+    "settled",
 ]
