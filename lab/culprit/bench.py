@@ -17,9 +17,8 @@ from lab import accel, build, image, initramfs, plan, selection, subject, tree, 
 from lab.arch import arch as arch_row
 from lab.bisect import Step, StepKind
 from lab.build.signature import signature
-from lab.campaign import SCRATCH_BYTES
 from lab.config import Config
-from lab.culprit.symptom import Symptom, judge, shows
+from lab.culprit.symptom import Symptom, judge
 from lab.culprit.track import Point, Track
 from lab.model import (
     Accelerator,
@@ -34,6 +33,7 @@ from lab.model import (
     Trial,
     UserError,
 )
+from lab.rig import SCRATCH_BYTES
 from lab.selection import Selection
 from lab.store import Cache, remove_tree
 from lab.suites import registry
@@ -223,7 +223,6 @@ class Machines:
     def _kit(self, kernel: Kernel, root: RootImage, ramfs: Path, accelerator: Accelerator) -> Kit:
         cases = self.cases.cases
         work_s = sum(case.timeout_s for case in cases)
-        wanted = self.symptom.splat
         return Kit(
             kernel=kernel,
             initramfs=ramfs,
@@ -233,7 +232,6 @@ class Machines:
             suites=self.cases.suites,
             cases={case.name: case for case in cases},
             scratch_bytes=SCRATCH_BYTES,
-            enough=(lambda splat: shows(wanted, splat)) if wanted else None,
             allowed=subject.known_splats(self.config),
             today=datetime.now(UTC).date(),
             disks=self.cases.disks.get((kernel.arch, kernel.side), ()),
