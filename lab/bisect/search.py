@@ -17,6 +17,7 @@ from lab.bisect.belief import Belief
 from lab.model import LabFault
 
 _VERIFIED = 0.05  # the ends count as different below this probability that they are not
+_DOUBT = 0.2  # after many runs; a second look at ends that only seemed to differ
 _END_RUNS = 2  # of each end, at least, before anything between them is tried
 _PATIENCE = 3  # runs in a row that prove nothing
 _BATCHES = (1, 2, 4, 8)  # runs at one revision that are weighed against its build
@@ -320,6 +321,9 @@ def decide(state: State, rules: Rules) -> Pick | Result:
         return _result(state, seen, ending, "" if one else "no revision between them can be tested")
     if seen.belief.none >= rules.confidence:
         return _result(state, seen, Ending.NO_DIFFERENCE, "the ends do not differ after all")
+    if state.runs >= 2 * rules.differ_runs and seen.belief.none >= _DOUBT:
+        reason = f"after {state.runs} runs that is still {seen.belief.none:.0%} likely"
+        return _result(state, seen, Ending.NO_DIFFERENCE, reason)
     best = _best(state, rules, seen)
     if best is None:
         return _result(state, seen, Ending.RANGE, "nothing that can be run tells more")
