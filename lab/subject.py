@@ -319,10 +319,10 @@ def prefix_fragments(planned: Plan, name: str) -> tuple[Fragment, ...]:
     """What a part of the series is configured with on that architecture."""
     base, extra = planned.fragments[name, Side.BASE], planned.subject.series.fragment
     # The first patches do not know yet what a later one adds.
-    return (*base, _where_present(extra)) if extra else base
+    return (*base, where_present(extra)) if extra else base
 
 
-def _where_present(text: str) -> Fragment:
+def where_present(text: str) -> Fragment:
     """The series' own Kconfig lines, for prefixes that may not have those options yet."""
     lines = (f"{line}  # if present" if "=" in line else line for line in text.splitlines())
     return Fragment(name="series.toml", text="\n".join(lines) + "\n")

@@ -23,7 +23,7 @@ from lab.patching import Applied, ApplyFailed, RawChange
 from lab.source import git
 from lab.store import Cache
 
-__all__ = ["Applied", "ApplyFailed", "Tree", "apply", "checkout", "prefixes"]
+__all__ = ["Applied", "ApplyFailed", "Tree", "apply", "at", "checkout", "prefixes"]
 
 MOUNT_POINT = "build"
 SOURCE_MTIME_S = 946_684_800  # 1 January 2000: older than every object
@@ -57,12 +57,12 @@ def checkout(
 
     Raises `ApplyFailed`; then nothing is left behind.
     """
-    return _tree(
+    return at(
         source,
-        patches,
         patching.apply(source, patches, cache=cache, emit=emit, kernel=kernel)[-1],
-        cache,
-        emit,
+        patches,
+        cache=cache,
+        emit=emit,
     )
 
 
@@ -77,13 +77,23 @@ def prefixes(
     """The trees of the first 0, 1, ... len(patches) patches; one that changes nothing is shared."""
     steps = patching.apply(source, patches, cache=cache, emit=emit, kernel=kernel)
     return tuple(
-        _tree(source, patches[:count], step, cache, emit) for count, step in enumerate(steps)
+        at(source, step, patches[:count], cache=cache, emit=emit)
+        for count, step in enumerate(steps)
     )
 
 
-def _tree(
-    source: Source, patches: tuple[Patch, ...], step: Applied, cache: Cache, emit: Emit
+def at(
+    source: Source,
+    step: Applied,
+    patches: tuple[Patch, ...] = (),
+    *,
+    cache: Cache,
+    emit: Emit,
 ) -> Tree:
+    """A commit of the source's repository, as what differs from the source.
+
+    One that `apply` made, or any other. `patches` is what led to it, if they are patches.
+    """
     path = _base(source, cache, emit)
     os.utime(path)  # in use: the cache drops first what was not used for long
     changed: tuple[RawChange, ...] = ()
