@@ -1,11 +1,11 @@
-# make run    set everything up and run the demo series to a verdict
+# make run    set everything up and run patches/srcu-vma to a verdict
 # make test   all tests that this machine can run
 # make help   the rest
 
 SHELL := /bin/bash
 VENV := .venv
 LAB := $(VENV)/bin/lab
-SERIES ?= patches/demo
+SERIES ?= patches/srcu-vma
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # Installs the packages in $$missing, if there are any.
