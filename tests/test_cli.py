@@ -233,3 +233,24 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         "make run",
         "make test",
     ]
+
+
+def test_a_bug_of_the_lab_is_not_a_regression(capsys: pytest.CaptureFixture[str]) -> None:
+    group = BaseExceptionGroup("", [KeyError("who")])
+    assert cli.explain_group(group) == ExitCode.LAB_FAULT
+    said = capsys.readouterr().err
+    assert "Traceback" in said or "KeyError" in said
+    assert "lab: a bug of the lab: KeyError" in said
+
+
+def test_a_bug_in_a_command_ends_with_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_args: object, **_named: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("lab.cli.upkeep.doctor.examine", broken)
+    assert cli.entry(["doctor", "--no-boot"]) == ExitCode.LAB_FAULT
+    said = capsys.readouterr().err
+    assert "broken" in said
+    assert "hint: " in said

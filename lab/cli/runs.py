@@ -1,0 +1,172 @@
+"""`lab run` and the runs that are kept: `lab report`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from lab import (
+    campaign,
+    config,
+    model,
+)
+from lab.cli.context import (
+    Context,
+    accel_option,
+    arch_option,
+    cli,
+    jobs_option,
+    json_option,
+    kernel_option,
+    override,
+    parallel_option,
+    profile_option,
+    split,
+)
+from lab.model import ExitCode, Outcome, RunRecord
+from lab.report import html, junit, terminal
+from lab.store import write_atomically
+from lab.subject import Request
+
+_EXIT = {
+    Outcome.CLEAN: ExitCode.CLEAN,
+    Outcome.REGRESSED: ExitCode.REGRESSED,
+    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+    Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
+}
+
+
+@cli.command()
+@click.option(
+    "--patch",
+    metavar="SERIES",
+    required=True,
+    help="A directory of patches (with or without a quilt series file), an mbox, a git range "
+    "BASE..TOPIC, or a lore message-id.",
+)
+@kernel_option
+@arch_option
+@profile_option
+@click.option("--suite", multiple=True, metavar="NAME[:GROUP][,...]", help="See: lab suites.")
+@click.option(
+    "--only", multiple=True, metavar="CASE[,CASE]", help="Single cases: generic/247, xfs/*."
+)
+@click.option(
+    "--each-patch",
+    is_flag=True,
+    help="Build and boot the base with the first 1, 2, ... patches, too, and name the first patch "
+    "that breaks the build, warns or breaks the boot.",
+)
+@click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
+@click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
+@click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
+@click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
+@click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
+@click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
+@click.option("--xfstests", metavar="DIR", help="A tree of xfstests that you have built.")
+@click.option(
+    "--xfstests-config", multiple=True, metavar="NAME[,NAME]", help="File systems: ext4-4k, xfs."
+)
+@click.option(
+    "--dump",
+    is_flag=True,
+    default=None,
+    help="Keep the memory of a guest that panics or hangs, for lab debug.",
+)
+@accel_option
+@parallel_option
+@jobs_option
+@json_option
+@click.pass_obj
+def run(
+    context: Context,
+    patch: str,
+    kernel: str | None,
+    arch: tuple[str, ...],
+    profile: str | None,
+    suite: tuple[str, ...],
+    only: tuple[str, ...],
+    each_patch: bool,
+    repeats: int | None,
+    max_repeats: int | None,
+    seed: int | None,
+    duration: str | None,
+    filesystem: tuple[str, ...],
+    scenario: tuple[str, ...],
+    xfstests: str | None,
+    xfstests_config: tuple[str, ...],
+    dump: bool | None,
+    accel: str | None,
+    parallel: int | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Base against patched: one verdict.
+
+    Everything is built and booted in the lab's own folders. Cut off at any point, the same
+    command takes the run up where it stopped.
+    """
+    seconds = None if duration is None else config.duration_s(duration, where="--duration")
+    chosen = override(
+        context.config,
+        top={"kernel": kernel, "arch": split(arch), "profile": profile, "suites": split(suite)},
+        run={
+            "repeats": repeats,
+            "max_repeats": max_repeats,
+            "seed": seed,
+            "only": split(only),
+        },
+        machine={"accel": accel, "parallel": parallel, "dump": dump},
+        build={"jobs": jobs},
+        faultstress={
+            "duration_s": seconds,
+            "filesystems": split(filesystem),
+            "scenarios": split(scenario),
+        },
+        xfstests={
+            "tree": xfstests,
+            "trees": {} if xfstests else None,
+            "configs": split(xfstests_config),
+        },
+    )
+    if chosen.run.max_repeats < chosen.run.repeats:
+        raised = msgspec.structs.replace(chosen.run, max_repeats=chosen.run.repeats)
+        chosen = msgspec.structs.replace(chosen, run=raised)
+    request = Request(patch=patch, config=chosen, command=tuple(sys.argv), each_patch=each_patch)
+    with context.progress() as progress:
+        record, folder = asyncio.run(campaign.run(request, progress.emit))
+    _write_reports(record, folder)
+    _show(context, record, folder, as_json)
+    return _EXIT[record.verdict.outcome]
+
+
+def _write_reports(record: RunRecord, folder: Path) -> None:
+    write_atomically(folder / "report.html", html.page(record, folder).encode())
+    write_atomically(folder / "junit.xml", junit.xml(record))
+
+
+def _show(context: Context, record: RunRecord, folder: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(model.encode(record), nl=False)
+    else:
+        terminal.summary(record, folder, context.out)
+
+
+@cli.command(name="report")
+@click.argument("run_name", metavar="[RUN]", required=False)
+@json_option
+@click.pass_obj
+def report_command(context: Context, run_name: str | None, as_json: bool) -> int:
+    """Show a finished run again, and write its report anew. Default: the newest.
+
+    RUN is the name of a run, the beginning of one, or its folder. Exits as the run did.
+    """
+    folder = campaign.find_run(context.config.paths.runs_dir, run_name)
+    record = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    _write_reports(record, folder)
+    _show(context, record, folder, as_json)
+    return _EXIT[record.verdict.outcome]

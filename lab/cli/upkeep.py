@@ -1,0 +1,94 @@
+"""What is there: `lab suites`, `lab doctor`, `lab clean`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.table import Table
+
+from lab import (
+    config,
+    doctor,
+    model,
+)
+from lab.cli.context import (
+    Context,
+    arch_option,
+    cli,
+    json_option,
+    override,
+    split,
+)
+from lab.model import ExitCode
+from lab.report import terminal
+from lab.suites import registry
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def suites(context: Context, as_json: bool) -> int:
+    """What can be run, and what it needs of the kernel."""
+    rows = [
+        {"name": suite.name, "what": suite.one_line, "needs": list(suite.needs().symbols)}
+        for suite in registry.SUITES.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return ExitCode.CLEAN
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("suite", "what", "needs"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["what"]), ", ".join(row["needs"]))
+    context.out.print(table)
+    return ExitCode.CLEAN
+
+
+@cli.command(name="doctor")
+@arch_option
+@click.option("--no-boot", is_flag=True, help="Do not boot a kernel to prove KVM.")
+@click.option("--packages", "only_packages", is_flag=True, help="Only names of missing packages.")
+@json_option
+@click.pass_obj
+def doctor_command(
+    context: Context, arch: tuple[str, ...], no_boot: bool, only_packages: bool, as_json: bool
+) -> int:
+    """What is missing on this machine, how to get it, and does KVM really boot.
+
+    Exits with 2 if something that the lab cannot do without is missing.
+    """
+    chosen = override(context.config, top={"arch": split(arch)})
+    boot_it = not no_boot and not only_packages
+    with context.progress() as progress:
+        checks = doctor.examine(chosen, cache=context.cache, emit=progress.emit, boot=boot_it)
+    if only_packages:
+        click.echo("\n".join(doctor.packages(checks)), nl=bool(doctor.packages(checks)))
+        return ExitCode.CLEAN
+    if as_json:
+        click.echo(model.encode(checks), nl=False)
+    else:
+        terminal.checks(checks, context.out)
+    missing = any(check.health is doctor.Health.MISSING for check in checks)
+    return ExitCode.USAGE if missing else ExitCode.CLEAN
+
+
+@cli.command()
+@click.option("--all", "everything", is_flag=True, help="Kernels, images, sources and ccache too.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only say what would go.")
+@click.option("--older-than", metavar="TIME", default="30d", help="Default: 30d.")
+@json_option
+@click.pass_obj
+def clean(context: Context, everything: bool, dry_run: bool, older_than: str, as_json: bool) -> int:
+    """Free the cache: unfinished leftovers, and builds and trees not used for a while.
+
+    Records of runs stay. Only folders that the lab itself made are touched.
+    """
+    age_s = 0.0 if everything else config.duration_s(older_than, where="--older-than")
+    removed = context.cache.reclaim(older_than_s=age_s, everything=everything, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(removed, indent=1))
+    else:
+        terminal.removed(removed, context.out, dry_run=dry_run)
+    return ExitCode.CLEAN
