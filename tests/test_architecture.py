@@ -53,6 +53,7 @@ ORDER = (
     "selection",
     "subject",
     "trial",
+    "equipment",
     "pool",
     "prefixes",
     "campaign",
