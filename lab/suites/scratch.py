@@ -161,3 +161,33 @@ def spoiled(result: CaseResult, wrong: str) -> CaseResult:
         message="; ".join(part for part in (result.message, wrong) if part),
         metrics=result.metrics,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """How a program ended that ran on a fresh file system."""
+
+    answer: Exited | TimedOut
+    wrong: str  # with the file system afterwards; "" if it could be unmounted
+
+
+async def run_on(
+    guest: Commands,
+    case: PlannedCase,
+    argv: Sequence[str],
+    *,
+    disk: str,
+    mount_point: str,
+    timeout_s: float,
+) -> Ran | CaseResult | Down:
+    """Run a program on a fresh file system of the case's kind, and unmount it."""
+    failed = await set_up(guest, case, disk, mount_point)
+    if failed is not None:
+        return failed
+    answer = await guest.run(argv, timeout_s=timeout_s)
+    if isinstance(answer, Down):
+        return answer
+    gone = await unmount(guest, mount_point)
+    if isinstance(gone, Down):
+        return gone
+    return Ran(answer=answer, wrong=gone)
