@@ -227,6 +227,11 @@ def _comparable(
     return [t for t in trials if common and accelerator_name(t) == name], tuple(notes)
 
 
+def comparable_trials(trials: Iterable[Trial], arch: str, profile: str) -> list[Trial]:
+    """Of that architecture, those that may be compared with each other."""
+    return _comparable([trial for trial in trials if trial.cell.arch == arch], arch, profile)[0]
+
+
 def accelerator_name(trial: Trial) -> str:
     return f"{trial.accelerator.name} {trial.accelerator.cpu}"
 
