@@ -52,6 +52,7 @@ ORDER = (
     "suites",
     "selection",
     "subject",
+    "catalogue",
     "trial",
     "equipment",
     "pool",

@@ -39,6 +39,7 @@ __all__ = [
     "Progress",
     "TerminalProgress",
     "builds",
+    "catalogue",
     "checks",
     "images",
     "progress",
@@ -490,6 +491,37 @@ def checks(done: Sequence[Checked], console: Console) -> None:
         )
         if check.hint and check.health != "ok":
             console.print(Text(f"{'':8}{check.hint}"), soft_wrap=True)
+
+
+class Listed(Protocol):
+    """One line of `lab suites`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def profiles(self) -> tuple[str, ...]: ...
+    @property
+    def planned(self) -> bool | None: ...
+
+
+def catalogue(rows: Sequence[Listed], title: str, console: Console) -> None:
+    """What can be run; of cases, which a plain `--suite NAME` runs, and profiles that suffice."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    profiles = any(row.profiles for row in rows)
+    heads = (title, "what", "profiles" if profiles else "needs")
+    # Names are there to be copied: they are never cut.
+    marks = [" (if asked for)" if row.planned is False else "" for row in rows]
+    names = [f"{row.name}{mark}" for row, mark in zip(rows, marks, strict=True)]
+    for number, head in enumerate(heads):
+        width = max(map(len, names), default=0) if number == 0 else None
+        table.add_column(head, no_wrap=number == 0, min_width=width)
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(name, row.what, ", ".join(row.profiles if profiles else row.needs))
+    console.print(table)
 
 
 def removed(freed: Mapping[str, int], console: Console, *, dry_run: bool) -> None:

@@ -150,7 +150,8 @@ static inline void slot_map(struct slot *slot, struct entry entry, bool vacant)
 	int flags = MAP_SHARED | (vacant ? MAP_FIXED_NOREPLACE : MAP_FIXED);
 	int fd;
 
-	if (pick(8) == 0)
+	/* To populate pages that cannot be read spins: each try is told to come back (6.1). */
+	if (pick(8) == 0 && world->options.inject != INJECT_DEVICE)
 		flags |= MAP_POPULATE;
 	fd = world->options.scenario->reopens ? slot_open(&world->file[entry.file]) :
 						world->file[entry.file].fd;
