@@ -21,7 +21,7 @@ from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions, Told
 
 SCRIPT = Path(__file__).parent.parent.parent / "images" / "guest" / "faultinject.sh"
 MAPPED = "/dev/mapper/lab-inject"
-_STEP_S = 120.0  # of one step of the script, a scan for leaks included
+_STEP_S = 300.0  # of one step of the script, a scan for leaks included
 _QUIET_S = 1.0  # of the run without failures
 _LOG_BYTES = 64 << 10
 _FORGIVEN = ("failed_calls", "failed_faults")  # counters of the program
