@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from math import comb
+from math import ceil, comb
+from typing import assert_never
 
 from lab.model import (
     BuildFailure,
@@ -33,6 +34,7 @@ from lab.model import (
     Trial,
 )
 from lab.splat import places
+from lab.verdict import probability, resolution
 
 EXIT = {
     Outcome.CLEAN: ExitCode.CLEAN,
@@ -41,14 +43,47 @@ EXIT = {
     Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
 }
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
+_OUTSIDE = "outside of any case"
+_ROUND_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200)
 # Two sets of numbers are called apart if one lies wholly above the other, and chance would bring
 # that about this rarely in any of the numbers of a run.
-_APART_BY_CHANCE = 0.05
+APART_BY_CHANCE = 0.05
 # The order in which cases are listed: what a reader must act on first.
 _URGENCY = tuple(
     Comparison(name)
     for name in ("regressed", "suspect", "unknown", "flaky", "fixed", "same-fail", "same-pass")
 )
+
+
+def sure(record: RunRecord) -> tuple[str, ...]:
+    """How sure the verdict is: the chance that it is wrong, and what it cannot have seen.
+
+    What does not depend on chance (a build) has no sentence.
+    """
+    verdict = record.verdict
+    said = []
+    level = [
+        case.p_value
+        for case in verdict.cases
+        if case.comparison is Comparison.REGRESSED and case.p_value is not None
+    ]
+    if verdict.outcome is Outcome.REGRESSED and level:
+        p = max(min(level), 1e-9)
+        said.append(
+            f"Were both sides alike, chance would do this to a case in 1 of {1 / p:,.0f} tries "
+            f"({probability(p)}, Fisher's exact test on fresh runs)"
+        )
+    limit = resolution(verdict.cases)
+    if limit:
+        rest = "Of what passed, " if verdict.findings else ""
+        said.append(f"{rest}{limit}" if rest else f"{limit[:1].upper()}{limit[1:]}")
+    return tuple(said)
+
+
+def reasons(record: RunRecord) -> tuple[str, ...]:
+    """Those that `sure` does not tell."""
+    limit = resolution(record.verdict.cases)
+    return tuple(reason for reason in record.verdict.reasons if reason != limit)
 
 
 def skipped_alike(case: CaseVerdict) -> bool:
@@ -246,6 +281,27 @@ class SplatRow:
         return tuple(dict.fromkeys(shown))
 
     @property
+    def inside(self) -> bool:
+        """It came while a case ran, most of the times."""
+        return bool(self.cases) and self.cases[0] != _OUTSIDE
+
+    @property
+    def lines(self) -> tuple[tuple[str, places.Touch], ...]:
+        """The lines of `text`, with what the series did to the code that each names."""
+        return places.decorated_lines(self.splat)
+
+    @property
+    def blamed(self) -> tuple[tuple[int, str], ...]:
+        """Patches of the series (from 1) that touched what the splat names, closest first.
+
+        Each with what it did. A word on a stale stack is no witness.
+        """
+        exact = [frame for frame in self.splat.frames if frame.kind is not FrameKind.GUESS]
+        added = {f.line_patch: f"added {f.file}:{f.line}" for f in exact if f.line_patch}
+        changed = {n: f"changed {f.function}()" for f in reversed(exact) for n in f.patches}
+        return tuple({**added, **{n: did for n, did in changed.items() if n not in added}}.items())
+
+    @property
     def novelty(self) -> str:
         if not self.verdict.base:
             return "new"
@@ -262,7 +318,7 @@ def splat_rows(record: RunRecord) -> tuple[SplatRow, ...]:
             for splat in splats:
                 key = (trial.cell.arch, splat.fingerprint or splat.title)
                 seen[key].append((trial, splat))
-                cases[key][case or "outside of any case"] += 1
+                cases[key][case or _OUTSIDE] += 1
     rows = []
     for verdict in record.verdict.splats:
         key = (verdict.arch, verdict.fingerprint or verdict.title)
@@ -345,12 +401,6 @@ class Metric:
     base: tuple[float, ...]  # sorted
     patched: tuple[float, ...]
 
-    @property
-    def change(self) -> float | None:
-        """Of the median, as a share of the base's; None where that is zero."""
-        before = statistics.median(self.base)
-        return statistics.median(self.patched) / before - 1 if before else None
-
     def apart(self, among: int) -> bool:
         """The sides do not overlap at all, in so many runs that chance would hardly do it.
 
@@ -358,7 +408,7 @@ class Metric:
         """
         chance = 2 / comb(len(self.base) + len(self.patched), len(self.base))
         disjoint = self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
-        return disjoint and chance * among <= _APART_BY_CHANCE
+        return disjoint and chance * among <= APART_BY_CHANCE
 
 
 def metrics(record: RunRecord) -> tuple[Metric, ...]:
@@ -401,12 +451,28 @@ class Bar:
     def well(self) -> bool:
         return self.trial.end is MachineEnd.POWERED_OFF and self.trial.boot_s is not None
 
+    @property
+    def mark(self) -> str:
+        """How it broke: "crash", "hang" or "lost"; "" if it ended well."""
+        match self.trial.end:
+            case MachineEnd.POWERED_OFF:
+                return "" if self.trial.boot_s is not None else "lost"
+            case MachineEnd.PANICKED:
+                return "crash"
+            case MachineEnd.HUNG_BOOT | MachineEnd.HUNG_SILENT | MachineEnd.WALL_CLOCK:
+                return "hang"
+            case MachineEnd.QEMU_DIED | MachineEnd.LOST:
+                return "lost"
+            case _ as never:
+                assert_never(never)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
     lanes: tuple[tuple[str, Side], ...]
     bars: tuple[Bar, ...]
     length_s: float
+    ticks: tuple[tuple[float, str], ...]  # share of the length, time since its beginning
 
 
 def timeline(record: RunRecord) -> Timeline | None:
@@ -443,7 +509,18 @@ def timeline(record: RunRecord) -> Timeline | None:
                 trial=trial,
             )
         )
-    return Timeline(lanes=tuple(of for of, _ in lanes), bars=tuple(bars), length_s=length)
+    return Timeline(
+        lanes=tuple(of for of, _ in lanes),
+        bars=tuple(bars),
+        length_s=length,
+        ticks=tuple((at / length, span(at) if at else "0") for at in _round_times(length)),
+    )
+
+
+def _round_times(length_s: float) -> list[float]:
+    """Four or five round times from 0 on."""
+    step = next((s for s in _ROUND_S if length_s / s <= 5), 86400.0 * ceil(length_s / 432000))
+    return [n * step for n in range(int(length_s / step) + 1)]
 
 
 def own_share(record: RunRecord) -> float:
