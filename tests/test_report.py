@@ -30,7 +30,7 @@ from lab.model import (
     Splat,
     Trial,
 )
-from lab.report import html, junit, progress, terminal, view
+from lab.report import html, junit, progress, terminal, timeline, view
 from tests import records
 
 GOLDEN = Path(__file__).parent / "data/report"
@@ -605,10 +605,10 @@ def test_machines_at_once_get_lanes_of_their_own() -> None:
         at(21, Side.BASE, 0),
         at(0, Side.PATCHED, 0),
     )
-    timeline = view.timeline(replace(record, trials=trials))
-    assert timeline is not None
-    assert [side for _, side in timeline.lanes] == [Side.BASE, Side.BASE, Side.PATCHED]
-    assert sorted((bar.trial.started[-8:-6], bar.lane) for bar in timeline.bars) == [
+    told = timeline.timeline(replace(record, trials=trials))
+    assert told is not None
+    assert [side for _, side in told.lanes] == [Side.BASE, Side.BASE, Side.PATCHED]
+    assert sorted((bar.trial.started[-8:-6], bar.lane) for bar in told.bars) == [
         ("00", 0),
         ("00", 2),
         ("05", 1),

@@ -10,7 +10,7 @@ from math import exp, log
 import pytest
 
 from lab.model import CaseState, Cell, Comparison, MachineEnd, RunRecord, Side, Splat, Trial
-from lab.report import cases, html, speed, view
+from lab.report import cases, html, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import speed_interval
 from tests import records
@@ -302,11 +302,11 @@ def test_timeline_marks_how_machines_began_and_ended() -> None:
         return records.trial(of, end=end, restored=of.repeat > 0)
 
     record = records.run(answer, answer, repeats=4, max_repeats=4)
-    timeline = view.timeline(record)
-    assert timeline is not None
-    assert {bar.trial.end: bar.mark for bar in timeline.bars} == ends
-    assert timeline.ticks[0] == (0.0, "0") and 3 <= len(timeline.ticks) <= 7
-    assert all(0 <= at <= 1 for at, _ in timeline.ticks)
+    told = timeline.timeline(record)
+    assert told is not None
+    assert {bar.trial.end: bar.mark for bar in told.bars} == ends
+    assert told.ticks[0] == (0.0, "0") and 3 <= len(told.ticks) <= 7
+    assert all(0 <= at <= 1 for at, _ in told.ticks)
     page = html.page(record, None)
     assert "it panicked" in page and "it hung or ran out of time" in page
     assert page.count('class="restored"') == 6 + 1  # and the legend's
@@ -317,8 +317,8 @@ def test_a_machine_that_never_came_up_is_marked() -> None:
     def answer(of: Cell) -> Trial:
         return records.trial(of, boots=False)
 
-    timeline = view.timeline(records.run(answer, answer))
-    assert timeline is not None and {bar.mark for bar in timeline.bars} == {"lost"}
+    told = timeline.timeline(records.run(answer, answer))
+    assert told is not None and {bar.mark for bar in told.bars} == {"lost"}
 
 
 def test_states_of_runs_are_named_for_readers_without_colour() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,12 +16,13 @@ from markupsafe import Markup
 
 from lab.lockgraph import focus, svg
 from lab.model import Comparison, Finding, RunRecord, Trial
-from lab.report import cases, locks, speed, view
+from lab.report import cases, locks, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import MEASURING, smallest_rate
 
 _HERE = Path(__file__).parent
 _TEXT_CHARS = 24_000  # of a compiler's message or a log
+_RARE = 0.10  # a failure rate that a reader may want to see, and seldom can
 _SPLAT_LINES = 400
 # What stands at the end of a machine that did not end well, around 0,0: a cross, two bars, a dot.
 _MARKS = {
@@ -114,7 +116,7 @@ def _values(record: RunRecord, folder: Path | None) -> dict[str, object]:
         "locks": locks.sections(record, folder),
         "columns": locks.COLUMNS,
         "words": focus.WORDS,
-        "timeline": view.timeline(record),
+        "timeline": timeline.timeline(record),
         "marks": _MARKS,
         "splat_lines": _SPLAT_LINES,
         "shares": _shares(record),
@@ -164,11 +166,13 @@ def _tiles(record: RunRecord) -> list[_Tile]:
     same = [case for case in cases if case.comparison is Comparison.SAME_PASS]
     if same:
         runs = min(case.patched.decided for case in same)
+        enough = next(n for n in count(runs) if smallest_rate(n) <= _RARE)
         tiles.append(
             _Tile(
                 value=f"≥ {smallest_rate(runs):.0%}",
                 label="failure rate that would show",
-                detail=f"{runs} of {runs} passed leaves anything rarer open (95% confidence)",
+                detail=f"{runs} of {runs} passed leaves anything rarer open (95% confidence)"
+                + (f"; --repeats {enough} shows {_RARE:.0%}" if enough > runs else ""),
             )
         )
     p_values = [
