@@ -28,7 +28,7 @@ from lab.model import (
     RunRecord,
     Splat,
 )
-from lab.report import locks, view
+from lab.report import locks, speed, view
 from lab.report import progress as progress_module
 from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
 from lab.splat import places
@@ -103,6 +103,8 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
         f"patch{'' if patches == 1 else 'es'}; profile {record.manifest.profile}"
     )
     _item(console, (against, "dim"), indent=0)
+    for sentence in view.sure(record):
+        _item(console, printable(sentence), indent=0)
     console.print()
     _matrix(record, console)
     _prefixes(record, console)
@@ -213,11 +215,21 @@ def _findings(record: RunRecord, console: Console) -> None:
             lines.append(f"trials/{dead.id}/{dead.console}")
         for row in view.splat_rows(record) if finding.kind == "splat" else ():
             if row.verdict.title == finding.title and row.verdict.arch == finding.arch:
-                lines += [_console_line(row), *map(printable, row.touched[:_TOUCHED_LINES])]
+                lines += [*_blamed(record, row), _console_line(row)]
+                lines += map(printable, row.touched[:_TOUCHED_LINES])
         for line in lines[:_DETAIL_LINES]:
             _item(console, line, indent=6)
         if finding.patch:
             _item(console, f"first with patch {printable(finding.patch)}", indent=6)
+
+
+def _blamed(record: RunRecord, row: view.SplatRow) -> list[str]:
+    """The patch that came closest to what the splat names, if any did."""
+    names = record.manifest.patch_names
+    return [
+        printable(f"patch {number} {did}: {names[number - 1] if number <= len(names) else ''}")
+        for number, did in row.blamed[:1]
+    ]
 
 
 def _console_line(row: view.SplatRow) -> str:
@@ -308,9 +320,12 @@ def _speeds(record: RunRecord, console: Console) -> None:
     """What the suites that measure found, with intervals; what is slower for sure first."""
     told = [s for s in record.verdict.speeds if s.case.partition("/")[0] in MEASURING]
     told = [s for s in told if s.slower or s.metric.endswith(("_per_s", "p50_us"))]
-    if not told:
+    every = speed.speed(record)
+    if not told and not (every and every.apart):
         return
     _heading(console, "Speed with the series, against without (95 % intervals)")
+    if every and every.apart:
+        _item(console, printable(every.sentence))
     told.sort(key=lambda one: not one.slower)
     several = len(record.manifest.archs) > 1
     for one in told[:_LISTED]:
@@ -344,7 +359,7 @@ def _warnings(record: RunRecord, console: Console) -> None:
 
 
 def _reasons(record: RunRecord, console: Console) -> None:
-    reasons = record.verdict.reasons
+    reasons = view.reasons(record)
     if not reasons:
         return
     doubtful = record.verdict.outcome in (Outcome.INCONCLUSIVE, Outcome.LAB_FAULT)
