@@ -19,16 +19,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from lab import accel, build, config, image, initramfs, plan, subject, trial
+from lab import build, config, equipment, plan, subject, trial
 from lab.model import CaseState, Cell, Event, EventKind, ExitCode, Kernel, Side, Trial
-from lab.rig import SCRATCH_BYTES
 from lab.store import Cache
 from lab.suites import faultstress, registry
-from lab.suites.protocol import PlannedCase, SuiteOptions
+from lab.suites.protocol import SuiteOptions
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "/sys/kernel/debug/unlocked_fault"
@@ -79,27 +79,6 @@ async def soak(filesystem: str, kit: trial.Kit, cell: Cell, folder: Path) -> lis
     return trials
 
 
-def kit_of(
-    kernel: Kernel, cases: Sequence[PlannedCase], options: config.Config, crowd: int
-) -> trial.Kit:
-    cache = Cache(root=options.paths.cache_dir)
-    ramfs = initramfs.initramfs(kernel.arch, cache=cache, emit=emit)
-    chosen = accel.choose(kernel.arch, kernel=kernel.image, initramfs=ramfs, cache=cache, emit=emit)
-    limits = subject.timeouts(
-        options, chosen, work_s=sum(case.timeout_s for case in cases), crowding=crowd
-    )
-    return trial.Kit(
-        kernel=kernel,
-        initramfs=ramfs,
-        image=image.root_image(kernel.arch, cache=cache, emit=emit),
-        accelerator=chosen,
-        timeouts=limits,
-        suites=registry.find(("faultstress",)),
-        cases={case.name: case for case in cases},
-        scratch_bytes=SCRATCH_BYTES,
-    )
-
-
 def built(series: str, options: config.Config) -> Kernel:
     """The patched kernel. Raises `SystemExit` if it does not build."""
     cache = Cache(root=options.paths.cache_dir)
@@ -136,27 +115,16 @@ async def all_of(
         for name in filesystems
     }
     every = [case for cases in asked.values() for case in cases]
-    kit = await asyncio.to_thread(kit_of, kernel, every, options, len(filesystems))
+    found = await equipment.equip(kernel, options, Cache(root=options.paths.cache_dir), emit)
+    suites = registry.find(("faultstress",))
+    kit = equipment.kit(kernel, suites, every, options, found, crowding=len(filesystems))
 
     async def both(name: str) -> list[Trial]:
-        found: list[Trial] = []
+        trials: list[Trial] = []
         for repeat, settings in enumerate((DELAYS, {})):
-            cell = Cell(
-                arch=kernel.arch,
-                side=Side.PATCHED,
-                profile=options.profile,
-                suites=("faultstress",),
-                cases=tuple(case.name for case in asked[name]),
-                kernel_key=kernel.key,
-                image_sha256=kit.image.sha256,
-                repeat=repeat,
-                seed=options.run.seed + repeat,
-                memory_bytes=options.machine.memory_bytes,
-                cpus=options.machine.cpus,
-                settings=settings,
-            )
-            found += await soak(name, kit, cell, into)
-        return found
+            cell = equipment.cell(kit, options, [case.name for case in asked[name]], repeat)
+            trials += await soak(name, kit, replace(cell, settings=settings), into)
+        return trials
 
     done = await asyncio.gather(*map(both, filesystems))
     return dict(zip(filesystems, done, strict=True))
