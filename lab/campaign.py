@@ -188,6 +188,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         },
         tools=_tool_versions(planned.archs),
         notes=allow.expired(planned.allowed, today=now.date()),
+        config=model.encode(config).decode(),
     )
 
 

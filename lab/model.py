@@ -471,6 +471,7 @@ class Manifest:
     host: dict[str, str]
     tools: dict[str, str]
     notes: tuple[str, ...] = ()  # what a reader must know besides, from before the first build
+    config: str = ""  # the whole configuration in force, as JSON; "": of a lab that did not keep it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ ORDER = (
     "leash",
     "host",
     "store",
+    "ledger",
     "intake",
     "source",
     "patching",
