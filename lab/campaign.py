@@ -32,11 +32,11 @@ from lab import (
 from lab.accel import AcceleratorLost
 from lab.arch import arch as arch_row
 from lab.config import Config
+from lab.equipment import Equipment, kit
 from lab.lockgraph import stored
 from lab.lockgraph.diff import diff
 from lab.lockgraph.news import news
 from lab.model import (
-    Accelerator,
     BuildFailure,
     Emit,
     Event,
@@ -55,7 +55,6 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
-from lab.rig import SCRATCH_BYTES
 from lab.snapshot import Shelf
 from lab.splat import allow
 from lab.store import (
@@ -72,13 +71,9 @@ from lab.subject import (
     build_pair,
     make_plan,
     prefix_commits,
-    slowness,
     take,
-    timeouts,
 )
-from lab.suites.protocol import PlannedCase, Suite
 from lab.symbols import History
-from lab.trial import Kit
 
 
 @dataclass(slots=True)
@@ -284,32 +279,6 @@ def _ran_make(result: Kernel | BuildFailure) -> bool:
     return isinstance(result, BuildFailure) or result.make_ran
 
 
-def kit(
-    kernel: Kernel,
-    suites: Sequence[Suite],
-    cases: Sequence[PlannedCase],
-    config: Config,
-    root: RootImage,
-    ramfs: Path,
-    accelerator: Accelerator,
-    *,
-    crowding: float = 1.0,
-) -> Kit:
-    """What the trials of one kernel share; limits stretched to how fast its machines are."""
-    work_s = sum(case.timeout_s for case in cases)
-    slower = slowness(accelerator, crowding=crowding)
-    return Kit(
-        kernel=kernel,
-        initramfs=ramfs,
-        image=root,
-        accelerator=accelerator,
-        timeouts=timeouts(config, accelerator, work_s=work_s, crowding=crowding),
-        suites=tuple(suites),
-        cases={case.name: replace(case, timeout_s=case.timeout_s * slower) for case in cases},
-        scratch_bytes=SCRATCH_BYTES,
-    )
-
-
 async def _open_pool(
     ready: Ready,
     planned: Plan,
@@ -366,18 +335,10 @@ async def _open_pool(
         commits=prefix_commits(planned.subject, cache, emit),
     )
     shelf = Shelf(cache) if config.machine.snapshots else None
+    equipment = Equipment(image=ready.image, initramfs=ready.initramfs, accelerator=accelerator)
     kits = {
         kernel.side: replace(
-            kit(
-                kernel,
-                planned.suites,
-                planned.cases,
-                config,
-                ready.image,
-                ready.initramfs,
-                accelerator,
-                crowding=crowding,
-            ),
+            kit(kernel, planned.suites, planned.cases, config, equipment, crowding=crowding),
             history=history if kernel.side is Side.PATCHED else None,
             allowed=planned.allowed,
             # The day on which the run was begun: one that is taken up goes on with the same list.

@@ -54,6 +54,7 @@ ORDER = (
     "selection",
     "subject",
     "trial",
+    "equipment",
     "pool",
     "prefixes",
     "campaign",
