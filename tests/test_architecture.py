@@ -58,6 +58,7 @@ ORDER = (
     "pool",
     "prefixes",
     "campaign",
+    "archive",
     "selftest",
     "inspector",
     "debug",
