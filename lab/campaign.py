@@ -55,6 +55,7 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
+from lab.series import TOML_NAME, mail_bytes, toml_text
 from lab.snapshot import Shelf
 from lab.splat import allow
 from lab.store import (
@@ -70,6 +71,7 @@ from lab.subject import (
     Request,
     build_pair,
     make_plan,
+    own_fragments,
     prefix_commits,
     take,
 )
@@ -102,17 +104,16 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         emit(Event(kind=EventKind.NOTE, step="cache", text=f"swept {swept} unfinished leftovers"))
     began = time.monotonic()
     gathered = Gathered()
-    subject = take(request, cache, emit)
-    planned = make_plan(subject, config, cache=cache, emit=emit)
+    planned, manifest = prospect(request, cache, emit)
     gathered.setup_s += time.monotonic() - began
-    manifest = _manifest(request, planned)
     for note in manifest.notes:
         emit(Event(kind=EventKind.WARNING, step="allow", text=note))
     folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
     with locked(folder / "lock"):
         sweep_temporaries(folder)
         write_atomically(folder / "manifest.json", model.encode(manifest))
-        _keep_series(subject.series, folder)
+        _keep_series(planned.subject.series, folder)
+        _keep_fragments(config, folder)
         # A build that fails is told before minutes of tests, and no build slows a test down.
         ready = [
             await _prepare(name, planned, config, cache, gathered, emit) for name in planned.archs
@@ -130,6 +131,16 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
+
+
+def prospect(request: Request, cache: Cache, emit: Emit) -> tuple[Plan, Manifest]:
+    """What a run of that request would do, and all that it would depend on. Nothing is built.
+
+    Raises `UserError` if the request cannot be carried out.
+    """
+    subject = take(request, cache, emit)
+    planned = make_plan(subject, request.config, cache=cache, emit=emit)
+    return planned, _manifest(request, planned)
 
 
 def _manifest(request: Request, planned: Plan) -> Manifest:
@@ -184,6 +195,8 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         tools=_tool_versions(planned.archs),
         notes=allow.expired(planned.allowed, today=now.date()),
         config=model.encode(config).decode(),
+        each_patch=request.each_patch,
+        replays=request.replays,
     )
 
 
@@ -227,11 +240,22 @@ def _open_run(runs: Path, manifest: Manifest, emit: Emit) -> tuple[Path, Manifes
 
 
 def _keep_series(series: Series, folder: Path) -> None:
-    """The patches as they were taken, so that the run can be repeated without their origin."""
+    """The series as it was taken, so that the run can be repeated without its origin."""
+    names: list[str] = []
     for number, patch in enumerate(series.patches, 1):
-        name = f"{number:04}-{_slug(patch.subject)}.patch"
-        raw = patch.mail.encode("utf-8", "surrogateescape")
-        write_atomically(folder / "series" / name, raw)
+        names.append(f"{number:04}-{_slug(patch.subject)}.patch")
+        write_atomically(folder / "series" / names[-1], mail_bytes(patch))
+    # The order is final: a part of a series was tested as such.
+    quilt = "".join(f"{name}\n" for name in names)
+    write_atomically(folder / "series" / "series", quilt.encode())
+    write_atomically(folder / "series" / TOML_NAME, toml_text(series).encode())
+
+
+def _keep_fragments(config: Config, folder: Path) -> None:
+    """The user's own fragments, which may be other ones tomorrow."""
+    for number, fragment in enumerate(own_fragments(config), 1):
+        kept = folder / "fragments" / f"{number:02}-{Path(fragment.name).name}"
+        write_atomically(kept, fragment.text.encode())
 
 
 # --- one architecture --------------------------------------------------------------------------

@@ -472,6 +472,8 @@ class Manifest:
     tools: dict[str, str]
     notes: tuple[str, ...] = ()  # what a reader must know besides, from before the first build
     config: str = ""  # the whole configuration in force, as JSON; "": of a lab that did not keep it
+    each_patch: bool = False  # every prefix of the series was to be built and booted, too
+    replays: str = ""  # the run that this one repeats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -240,11 +240,15 @@ def _quiet(ran: Mapping[tuple[Ground, Side], int], ground: Ground, side: Side) -
 
 
 def _judged(pairs: list[_Pair], level: float) -> list[Difference]:
-    """All questions share the level: two runs of the same differ in nothing, but for chance."""
+    """All questions share the level: two runs of the same differ in nothing, but for chance.
+
+    A question whose counts could not be significant whatever side the failures fell on is none
+    (Tarone 1990; Gilbert 2005): hundreds of cases that never fail do not hide one that does.
+    """
     p_values = [_p(pair) for pair in pairs]
-    asked = [place for place, p in enumerate(p_values) if p is not None]
-    shares = [p / level for p in p_values if p is not None]
-    held = dict(zip(asked, discoveries(shares, len(shares)), strict=True)) if shares else {}
+    asked = [place for place, pair in enumerate(pairs) if _least_p(pair) <= level]
+    shares = [p / level for place in asked if (p := p_values[place]) is not None]
+    held = dict(zip(asked, discoveries(shares, len(asked)), strict=True)) if asked else {}
     return [
         Difference(
             kind=pair.kind,
@@ -261,14 +265,35 @@ def _judged(pairs: list[_Pair], level: float) -> list[Difference]:
     ]
 
 
-def _p(pair: _Pair) -> float | None:
-    """Two-sided: nobody said which run should be the better one."""
-    first, second = pair.first, pair.second
-    if not first or not second or not first.decided or not second.decided:
-        return None
+def _two_sided(first: Tally, second: Tally) -> float:
+    """Nobody said which run should be the better one."""
     one = fisher(second.failed, second.decided, first.failed, first.decided)
     other = fisher(first.failed, first.decided, second.failed, second.decided)
     return min(1.0, 2 * min(one, other))
+
+
+def _p(pair: _Pair) -> float | None:
+    first, second = pair.first, pair.second
+    if not first or not second or not first.decided or not second.decided:
+        return None
+    return _two_sided(first, second)
+
+
+def _least_p(pair: _Pair) -> float:
+    """The smallest p that so many failures in so many runs can have at all."""
+    first, second = pair.first, pair.second
+    if not first or not second or not first.decided or not second.decided:
+        return 1.0
+    failed = first.failed + second.failed
+
+    def all_on(many: Tally, few: Tally) -> float:
+        here = min(failed, many.decided)
+        return _two_sided(
+            Tally(failed=here, passed=many.decided - here),
+            Tally(failed=failed - here, passed=few.decided - failed + here),
+        )
+
+    return min(all_on(first, second), all_on(second, first))
 
 
 def _change(pair: _Pair, significant: bool) -> Change:

@@ -143,7 +143,8 @@ def show(folder: Path, what: str | None) -> View:
     if sightings:
         return _splat(folder, record, sightings)
     known = [*cases, *(trial.id for trial in trials)]
-    near = difflib.get_close_matches(what, known, n=4) or sorted(known)[:4]
+    within = [name for name in known if what in name]
+    near = (within or difflib.get_close_matches(what, known) or sorted(known))[:4]
     raise UserError(
         f"{folder.name} has no case, trial or splat {what}", hint=f"it has: {', '.join(near)}"
     )

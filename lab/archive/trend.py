@@ -80,7 +80,8 @@ def _nothing(book: Ledger, where: Where) -> UserError:
     known = list(dict.fromkeys(row.name for row in book.cases()))
     if not known:
         return UserError(f"no run in {book.folder} has run a case", hint="lab runs lists them")
-    near = difflib.get_close_matches(where.name, known, n=3) or known[:3]
+    within = [name for name in known if where.name in name]
+    near = (within or difflib.get_close_matches(where.name, known) or known)[:3]
     some = [word for word in (where.arch, where.profile) if word]
     there = f" with {' and '.join(some)}" if some else ""
     return UserError(

@@ -1,13 +1,17 @@
-"""Runs that are kept: `lab runs`, `lab show`, `lab compare`, `lab history`."""
+"""Runs that are kept: `lab runs`, `lab show`, `lab compare`, `lab history`, `lab replay`."""
 
 from __future__ import annotations
+
+import asyncio
+import sys
 
 import click
 
 from lab import campaign, model
-from lab.archive import compare, drill, listing, trend
-from lab.cli.context import Context, cli, json_option
-from lab.model import ExitCode
+from lab.archive import compare, drill, listing, replay, trend
+from lab.cli.context import Context, accel_option, cli, jobs_option, json_option, parallel_option
+from lab.cli.runs import finish
+from lab.model import Event, EventKind, ExitCode
 from lab.report import archive
 
 _LIMIT = 20
@@ -102,3 +106,58 @@ def history_command(
     else:
         archive.trends(found, context.out)
     return ExitCode.CLEAN
+
+
+@cli.command(name="replay")
+@click.argument("run_name", metavar="RUN")
+@click.option(
+    "--check", is_flag=True, help="Only tell what is not as it was; nothing is built or run."
+)
+@accel_option
+@parallel_option
+@jobs_option
+@json_option
+@click.pass_obj
+def replay_command(
+    context: Context,
+    run_name: str,
+    check: bool,
+    accel: str | None,
+    parallel: int | None,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Repeat a run from what it kept: series text, kernel commit, configuration, seed, suites.
+
+    What differs since - tools, host, lab, fragments - is told first, and at the end how the results
+    differ. The kernel's source must still be there, in the cache or where it came from. Exits as
+    lab run does; with --check 0 if nothing differs, else 4.
+    """
+    config = context.config
+    folder = listing.find(config.paths.runs_dir, run_name)
+    with context.progress() as progress:
+        prepared = replay.prepare(
+            folder,
+            paths=config.paths,
+            command=tuple(sys.argv),
+            emit=progress.emit,
+            accel=accel,
+            parallel=parallel,
+            jobs=jobs,
+        )
+        if not check:
+            for one in prepared.changed:
+                text = f"{one.what}: {one.first or '(none)'} -> {one.second or '(none)'}"
+                progress.emit(Event(kind=EventKind.WARNING, step="not as it was", text=text))
+            record, again = asyncio.run(campaign.run(prepared.request, progress.emit))
+    if check:
+        if as_json:
+            click.echo(model.encode(prepared.changed), nl=False)
+        else:
+            archive.environment(prepared, context.out)
+        return ExitCode.INCONCLUSIVE if prepared.changed else ExitCode.CLEAN
+    status = finish(context, record, again, as_json=as_json)
+    if not as_json and (folder / "record.json").is_file():
+        before = listing.read_record(folder)
+        archive.comparison(compare.compare(before, record), context.out)
+    return status

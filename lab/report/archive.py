@@ -6,7 +6,6 @@ What guests and compilers wrote is printed as text: never as markup, and without
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import assert_never
 
 from rich.console import Console
@@ -15,11 +14,13 @@ from rich.text import Text
 from lab.archive.compare import Change, Difference, RunComparison, Speed, drift
 from lab.archive.drill import CaseView, RunView, SplatView, TrialView, View
 from lab.archive.listing import Entry, RunState
+from lab.archive.replay import Replay
 from lab.archive.trend import Trend
 from lab.model import CaseState, Comparison, MachineEnd, Outcome, Side, Tally
 from lab.report import view
 from lab.report.layout import Cell, grid, heading, item, printable_line
 from lab.report.progress import printable
+from lab.verdict.wording import listed
 
 OUTCOME_STYLE = {
     Outcome.CLEAN: "green",
@@ -293,7 +294,7 @@ def trends(found: Sequence[Trend], console: Console) -> None:
                 console,
                 f"base {base.version} ({base.kernel_key[:_HASH]}): {verb} {base.failed} of "
                 f"{base.decided} in {base.runs} run{'' if base.runs == 1 else 's'}, "
-                f"so in at most {base.at_most:.0%} (95 %)",
+                f"so at most {base.at_most:.0%} with 95% confidence",
             )
 
 
@@ -346,11 +347,18 @@ def _short(text: str) -> str:
 
 def _differences(found: RunComparison, console: Console) -> None:
     order = list(Change)
-    heading(console, f"Cases and splats: {len(found.differences)} differ, {found.same} do not")
-    if not found.differences:
+    alone = (Change.ONLY_FIRST, Change.ONLY_SECOND)
+    both = [one for one in found.differences if one.change not in alone]
+    heading(console, f"Cases and splats of both: {len(both)} differ, {found.same} do not")
+    for change in alone:
+        names = dict.fromkeys(one.name for one in found.differences if one.change is change)
+        if names:
+            told = f"{change}: {listed([printable(name) for name in names])}"
+            item(console, (told, "dim"))
+    if not both:
         return
     rows: list[list[Cell]] = [["", "", "arch, side", "first", "second", "p"]]
-    for one in sorted(found.differences, key=lambda one: order.index(one.change)):
+    for one in sorted(both, key=lambda one: order.index(one.change)):
         rows.append(
             [
                 (str(one.change), _CHANGE_STYLE.get(one.change, "dim")),
@@ -398,11 +406,11 @@ def _changed(speed: Speed) -> bool:
 # --- lab replay --------------------------------------------------------------------------------
 
 
-def environment(lines: Sequence[tuple[str, str, str]], folder: Path, console: Console) -> None:
-    """What is not as it was when the run was made: what, then, now."""
-    if not lines:
-        _line(console, f"{folder.name}: nothing that it depended on has changed")
+def environment(found: Replay, console: Console) -> None:
+    """What is not as it was when the run was made: then -> now."""
+    if not found.changed:
+        _line(console, f"{found.run}: all that it depended on is as it was")
         return
-    heading(console, f"Not as it was for {folder.name}")
-    for what, then, now in lines:
-        item(console, f"{printable(what)}: {_short(then)} -> {_short(now)}")
+    item(console, "not as it was for ", (found.run, "bold"), indent=0)
+    for one in found.changed:
+        item(console, f"{printable(one.what)}: {_short(one.first)} -> {_short(one.second)}")
