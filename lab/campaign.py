@@ -23,6 +23,7 @@ from lab import (
     host,
     image,
     initramfs,
+    ledger,
     model,
     plan,
     pool,
@@ -44,6 +45,7 @@ from lab.model import (
     Kernel,
     LabFault,
     Manifest,
+    Past,
     PrefixResult,
     RootImage,
     RunRecord,
@@ -76,6 +78,7 @@ from lab.subject import (
     take,
 )
 from lab.symbols import History
+from lab.verdict.observe import comparable
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class Gathered:
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     prefixes: list[PrefixResult] = field(default_factory=list)
+    past: dict[tuple[str, str], Past] = field(default_factory=dict)  # of earlier bases
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
 
@@ -128,6 +132,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         for each in ready:
             if each is not None:
                 await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
+        gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
@@ -449,7 +454,33 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         counters=planned.subject.series.counters,
         absent=planned.absent,
         prefixes=tuple(gathered.prefixes),
+        past=gathered.past,
     )
+
+
+def _past(
+    manifest: Manifest, trials: Sequence[Trial], folder: Path, emit: Emit
+) -> dict[tuple[str, str], Past]:
+    """What the bases of earlier runs showed, for each architecture on the ground of this run."""
+    found: dict[tuple[str, str], Past] = {}
+    try:
+        with ledger.opened(folder.parent) as book:
+            for arch in manifest.archs:
+                mine = [trial for trial in trials if trial.cell.arch == arch]
+                kept, _ = comparable(mine, arch, manifest.profile)
+                grounds = {ledger.ground_of(trial, manifest) for trial in kept}
+                if len(grounds) != 1:
+                    continue  # of several, none is that of the verdict
+                known = ledger.past(
+                    book,
+                    ground=grounds.pop(),
+                    version=manifest.source.version,
+                    before=manifest.created,
+                )
+                found |= {(arch, name): past for name, past in known.items()}
+    except LabFault as fault:  # a verdict without history is one
+        emit(Event(kind=EventKind.WARNING, step="history", text=fault.message))
+    return found
 
 
 def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]:

@@ -401,6 +401,16 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What earlier runs saw of a case or splat on their bases, on the same ground as this run."""
+
+    failed: int  # of a splat: repeats that showed it
+    decided: int
+    runs: int
+    versions: tuple[str, ...]  # of these bases, newest run first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaseVerdict:
     name: str
     arch: str
@@ -410,6 +420,7 @@ class CaseVerdict:
     comparison: Comparison
     p_value: float | None  # one-sided Fisher, where both sides have counts
     reason: str
+    past: Past | None = None  # None: no earlier run that may be compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,6 +445,7 @@ class SplatVerdict:
     patched_trials: int
     comparison: Comparison
     arch: str = ""
+    past: Past | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
