@@ -104,6 +104,12 @@ class Faultstress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: int = 4
 
 
+class Faultinject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """File systems, duration and threads are those of [faultstress]."""
+
+    profiles: tuple[str, ...] = ()  # files of your own, besides lab/suites/data/faultinject/
+
+
 class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Known splats: files that name them, each with a reason, a link and its last day."""
 
@@ -122,6 +128,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     machine: Machine = Machine()
     run: Run = Run()
     faultstress: Faultstress = Faultstress()
+    faultinject: Faultinject = Faultinject()
     splats: Splats = Splats()
     xfstests: Xfstests = Xfstests()
     kselftest: Kselftest = Kselftest()

@@ -17,16 +17,9 @@ from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, LabFault, MachineEnd, UserError
 from lab.suites import registry
 from lab.suites.boot import Boot
-from lab.suites.faultstress import (
-    DEFAULT_SCENARIOS,
-    FILESYSTEMS,
-    SCENARIOS,
-    Faultstress,
-    Filesystem,
-    judge,
-    read,
-)
+from lab.suites.faultstress import DEFAULT_SCENARIOS, SCENARIOS, Faultstress, judge, read
 from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions
+from lab.suites.scratch import FILESYSTEMS, Filesystem
 
 GUEST_SOURCES = Path(__file__).parent.parent / "images" / "guest"
 END = {"event": "end", "verdict": "pass", "status": 0, "missing": "", "reads": 12, "races": 3}

@@ -28,7 +28,7 @@ from lab.model import (
     Trial,
 )
 from lab.report import locks, view
-from lab.verdict import smallest_rate
+from lab.verdict import smallest_rate, speed_wording
 
 _HERE = Path(__file__).parent
 _LOG_BYTES = 8 << 10  # of a case's log on the page: its end, where it says why
@@ -328,12 +328,17 @@ class _Plot:
     patched_median: float
     base_at: float
     patched_at: float
+    sure: str  # the change with its interval, as the verdict has it
 
 
 def _speed(record: RunRecord) -> dict[str, list[_Plot]]:
     """Times and rates that most would look at, what differs first; then all other numbers."""
     every = view.metrics(record)
-    plots = [_plot(metric, metric.apart(len(every))) for metric in every]
+    known = {(s.arch, s.case, s.metric): speed_wording(s) for s in record.verdict.speeds}
+    plots = [
+        _plot(one, one.apart(len(every)), known.get((one.arch, one.case, one.name), ""))
+        for one in every
+    ]
     plots.sort(key=lambda plot: not plot.apart)  # stable: cases stay together
     first = [p for p in plots if p.apart or p.metric.name.endswith(_TELLING)][:_SPEED_ROWS]
     shown = {id(plot) for plot in first}
@@ -341,7 +346,7 @@ def _speed(record: RunRecord) -> dict[str, list[_Plot]]:
     return {"speed": first, "numbers": rest[:_NUMBER_ROWS]}
 
 
-def _plot(metric: view.Metric, apart: bool) -> _Plot:
+def _plot(metric: view.Metric, apart: bool, sure: str = "") -> _Plot:
     low = min(metric.base[0], metric.patched[0])
     high = max(metric.base[-1], metric.patched[-1])
     # At least a tenth of the value: noise of one percent should look like noise.
@@ -370,6 +375,7 @@ def _plot(metric: view.Metric, apart: bool) -> _Plot:
         patched_median=after,
         base_at=place(before),
         patched_at=place(after),
+        sure=sure,
     )
 
 

@@ -36,6 +36,7 @@ from lab.report.layout import item as _item
 from lab.report.layout import printable_line
 from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
 from lab.splat import places
+from lab.verdict import MEASURING, speed_wording
 
 __all__ = [
     "PlainProgress",
@@ -112,6 +113,7 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _cases(record, console)
     _splats(record, console)
     _allowed(record, console)
+    _speeds(record, console)
     _locks(record, folder, console)
     _warnings(record, console)
     _reasons(record, console)
@@ -270,6 +272,23 @@ def _allowed(record: RunRecord, console: Console) -> None:
         _item(console, (text + printable(where), "dim"), indent=6)
     for note in record.manifest.notes:
         _item(console, ("expired: ", "yellow"), printable(note))
+
+
+def _speeds(record: RunRecord, console: Console) -> None:
+    """What the suites that measure found, with intervals; what is slower for sure first."""
+    told = [s for s in record.verdict.speeds if s.case.partition("/")[0] in MEASURING]
+    told = [s for s in told if s.slower or s.metric.endswith(("_per_s", "p50_us"))]
+    if not told:
+        return
+    _heading(console, "Speed with the series, against without (95 % intervals)")
+    told.sort(key=lambda one: not one.slower)
+    several = len(record.manifest.archs) > 1
+    for one in told[:_LISTED]:
+        where = f" on {one.arch}" if several else ""
+        mark = ("slower: ", "red") if one.slower else ""
+        _item(console, mark, printable(f"{one.case} {one.metric}{where}: {speed_wording(one)}"))
+    if len(told) > _LISTED:
+        _item(console, f"and {len(told) - _LISTED} more in the report")
 
 
 def _locks(record: RunRecord, folder: Path, console: Console) -> None:

@@ -9,9 +9,12 @@ from lab.verdict.judge import (
     suspects,
 )
 from lab.verdict.observe import left_out
+from lab.verdict.speed import MEASURING
+from lab.verdict.speed import wording as speed_wording
 
 __all__ = [
     "LEVEL",
+    "MEASURING",
     "JudgeInput",
     "LockNews",
     "MoreRuns",
@@ -20,5 +23,6 @@ __all__ = [
     "needs_more",
     "new_warnings",
     "smallest_rate",
+    "speed_wording",
     "suspects",
 ]

@@ -49,14 +49,26 @@ static inline void call_failed(const char *name, int error)
 	_exit(status);
 }
 
-/* Run `call`, timed; it is a failure if its result is -1. */
+/* Run `call`, timed; it is a failure if its result is -1, unless that was injected. */
 #define timed(which, name, call)						\
 	do {									\
 		u64 began = now_ns();						\
 										\
 		self->op = name;						\
-		if ((long)(call) == -1)						\
-			call_failed(name, errno);				\
+		inject_call(true);						\
+		if ((long)(call) == -1) {					\
+			int error = errno;					\
+										\
+			inject_call(false);					\
+			if (!inject_forgives(error))				\
+				call_failed(name, error);			\
+			inject_stop();						\
+			if ((long)(call) == -1)					\
+				call_failed(name, errno);			\
+			inject_resume();					\
+		} else {							\
+			inject_call(false);					\
+		}								\
 		latency_add(&self->latency[which], now_ns() - began);		\
 	} while (0)
 
@@ -115,6 +127,23 @@ static inline int entry_prot(struct entry entry)
 	return entry.kind == KIND_READ ? PROT_READ : PROT_READ | PROT_WRITE;
 }
 
+static inline int slot_open(const struct file *file)
+{
+	int fd;
+
+	inject_call(true);
+	fd = open(file->path, O_RDWR | O_CLOEXEC);
+	inject_call(false);
+	if (fd < 0 && inject_forgives(errno)) {
+		inject_stop();
+		fd = open(file->path, O_RDWR | O_CLOEXEC);
+		inject_resume();
+	}
+	if (fd < 0)
+		call_failed("open", errno);
+	return fd;
+}
+
 /* Map `entry` at the slot: over what is there, or, with `vacant`, into the hole that is there. */
 static inline void slot_map(struct slot *slot, struct entry entry, bool vacant)
 {
@@ -123,10 +152,8 @@ static inline void slot_map(struct slot *slot, struct entry entry, bool vacant)
 
 	if (pick(8) == 0)
 		flags |= MAP_POPULATE;
-	fd = world->options.scenario->reopens ? open(world->file[entry.file].path, O_RDWR | O_CLOEXEC) :
+	fd = world->options.scenario->reopens ? slot_open(&world->file[entry.file]) :
 						world->file[entry.file].fd;
-	if (fd < 0)
-		call_failed("open", errno);
 	timed(CALL_MMAP, "mmap",
 	      mmap(slot->address, slot_bytes(), entry_prot(entry), flags, fd,
 		   (off_t)entry.base * world->page_size));
@@ -521,6 +548,12 @@ static inline void step_fork(void)
 	change_begin(slot, slot_now(slot));
 	began = now_ns();
 	child = fork();
+	if (child < 0 && inject_forgives(errno)) {
+		inject_stop();
+		child = fork();
+		if (child)
+			inject_resume();
+	}
 	if (child == 0)
 		fork_child(private, sabotage_is("skip-change") ? pattern + 1 : pattern);
 	if (child < 0)
