@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -145,7 +146,9 @@ def run(
 def finish(context: Context, record: RunRecord, folder: Path, *, as_json: bool) -> ExitCode:
     """Write the reports of a judged run, show it, and say how it ends."""
     write_atomically(folder / "report.html", html.page(record, folder).encode())
-    write_atomically(folder / "junit.xml", junit.xml(record))
+    project = os.environ.get("CI_PROJECT_DIR")  # GitLab's; it wants paths below it
+    files = junit.Files(folder=folder, project=Path(project) if project else None)
+    write_atomically(folder / "junit.xml", junit.xml(record, files))
     if as_json:
         click.echo(model.encode(record), nl=False)
     else:
