@@ -21,6 +21,7 @@ from lab.report.files import Files
 from lab.verdict import MEASURING, smallest_rate
 
 _HERE = Path(__file__).parent
+_STYLES = ("style.css",)
 _TEXT_CHARS = 24_000  # of a compiler's message or a log
 _RARE = 0.10  # a failure rate that a reader may want to see, and seldom can
 _SPLAT_LINES = 400
@@ -85,7 +86,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         for section in SECTIONS
     ]
     return environment.get_template("run.html.j2").render(
-        css=(_HERE / "style.css").read_text(encoding="utf-8"),
+        css="".join((_HERE / name).read_text(encoding="utf-8") for name in _STYLES),
         sections=[(section, inside) for section, inside in rendered if inside],
     )
 
