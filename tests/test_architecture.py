@@ -59,6 +59,7 @@ ORDER = (
     "prefixes",
     "campaign",
     "archive",
+    "mailcheck",
     "selftest",
     "inspector",
     "debug",
