@@ -273,7 +273,8 @@ class CaseState(StrEnum):
     HUNG = "hung"  # a watchdog ended it
     TIMEOUT = "timeout"  # it ran out of its own time; the machine lived
     MISSING = "missing"  # planned, and nothing was heard of it
-    UNCOVERED = "uncovered"  # it passed, but lockdep was already off
+    # It ended well and proves nothing: lockdep was off, no failure was injected, nothing was done.
+    UNCOVERED = "uncovered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,7 @@ ORDER = (
     "suites",
     "selection",
     "subject",
+    "catalogue",
     "trial",
     "equipment",
     "pool",

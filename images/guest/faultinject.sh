@@ -40,8 +40,8 @@ table() {
 
 # Reads and writes that ended on the mapped device.
 requests() {
-	device=$(basename "$(readlink -f "/dev/mapper/$mapped")")
-	awk '{ print $1 + $5 }' "/sys/class/block/$device/stat"
+	device=$(dmsetup info --columns --noheadings --separator : -o major,minor "$mapped")
+	awk '{ print $1 + $5 }' "/sys/dev/block/$device/stat"
 }
 
 # `make-it-fail` of the scratch disk: fail_make_request strikes only devices that ask for it.
@@ -88,11 +88,15 @@ arm)
 	kind=$2
 	shift 2
 	case $kind in
-	dm-error) table error ;;
-	dm-delay | dm-flakey)
+	dm-error)
 		requests >"$state/requests"
-		table "${kind#dm-} $disk 0 $*"
+		table error
 		;;
+	dm-delay)
+		requests >"$state/requests"
+		table "delay $disk 0 $*"
+		;;
+	dm-flakey) table "flakey $disk 0 $*" ;;
 	memcg) echo "$1" >"$group/memory.max" ;;
 	fail_make_request)
 		arm_attribute "$kind" "$@"

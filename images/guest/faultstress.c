@@ -541,6 +541,16 @@ static const char *missing(char *out, size_t size)
 	return used ? out + 1 : out;
 }
 
+/* A device that fails does it when somebody has made it fail: has it? */
+static bool waits_for_failures(void)
+{
+	struct counters c;
+
+	counters_sum(&c);
+	return world->options.inject == INJECT_DEVICE && !world->options.sabotage &&
+	       !c.failed_calls && !c.failed_faults;
+}
+
 /* Is there a reason to go on? A slow machine gets more time, until all has happened once. */
 static bool go_on(double elapsed_s)
 {
@@ -548,7 +558,8 @@ static bool go_on(double elapsed_s)
 
 	if (load(&world->stop) || elapsed_s >= world->options.at_most_s)
 		return false;
-	return elapsed_s < world->options.duration_s || *missing(absent, sizeof(absent));
+	return elapsed_s < world->options.duration_s || *missing(absent, sizeof(absent)) ||
+	       waits_for_failures();
 }
 
 /* Until the time is over or something is found; the number of hung threads. */

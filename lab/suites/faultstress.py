@@ -179,7 +179,25 @@ def judge(name: str, answer: Exited | TimedOut) -> CaseResult:
             state, message = _state(report, answer)
         case _:
             assert_never(answer)
-    return CaseResult(name=name, state=state, message=message, metrics=report.metrics)
+    metrics = report.metrics | _rates(report.metrics, answer.duration_s)
+    return CaseResult(name=name, state=state, message=message, metrics=metrics)
+
+
+def _rates(counted: dict[str, float], ran_s: float) -> dict[str, float]:
+    """Throughput over the program's whole run.
+
+    A thread's access to a page faults only if the page is not mapped: both are told.
+    """
+    if ran_s <= 0:
+        return {}
+    rates = {}
+    if "faults" in counted:
+        rates["faults_per_s"] = counted["faults"] / ran_s
+    if "reads" in counted and "writes" in counted:
+        rates["accesses_per_s"] = (counted["reads"] + counted["writes"]) / ran_s
+    if "changes" in counted:
+        rates["changes_per_s"] = counted["changes"] / ran_s
+    return rates
 
 
 def _state(report: Report, answer: Exited) -> tuple[CaseState, str]:

@@ -15,7 +15,7 @@ import msgspec
 from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState
 from lab.suites import scratch
-from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions
+from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions, Told
 
 JOBS = Path(__file__).parent / "data" / "fio"
 _SLACK_S = 180.0  # laying the files out, and fio's own clearing up, on an emulator
@@ -83,7 +83,7 @@ class Fio:
             for path in sorted(JOBS.glob("*.fio"))
         )
 
-    async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Down:
+    async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Told | Down:
         began = time.monotonic()
         job, duration_s = case.arguments
         text = job_file(job, self.mount_point, float(duration_s), seed)
@@ -95,16 +95,10 @@ class Fio:
             mount_point=self.mount_point,
             timeout_s=float(duration_s) + _SLACK_S,
         )
-        match ran:
-            case Down():
-                return ran
-            case CaseResult():
-                result = ran
-            case scratch.Ran():
-                result = scratch.spoiled(judge(case.name, ran.answer), ran.wrong)
-            case _:
-                assert_never(ran)
-        return replace(result, duration_s=time.monotonic() - began)
+        if not isinstance(ran, scratch.Ran):
+            return ran
+        result = scratch.spoiled(judge(case.name, ran.answer), ran.wrong)
+        return scratch.told(replace(result, duration_s=time.monotonic() - began), ran.answer)
 
 
 def job_file(job: str, directory: str, duration_s: float, seed: int) -> str:
@@ -152,7 +146,7 @@ def judge(name: str, answer: Exited | TimedOut) -> CaseResult:
         return CaseResult(name=name, state=CaseState.FAILED, message=message)
     if not job.read.total_ios + job.write.total_ios:
         message = "fio did nothing: not one read or write"
-        return CaseResult(name=name, state=CaseState.FAILED, message=message)
+        return CaseResult(name=name, state=CaseState.UNCOVERED, message=message)
     return CaseResult(name=name, state=CaseState.PASSED, metrics=metrics(job))
 
 

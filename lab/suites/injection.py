@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from lab.model import UserError
+from lab.splat.kinds import Kind as Splat
 
 PROFILES = Path(__file__).parent / "data" / "faultinject"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -42,6 +43,12 @@ class Kind(StrEnum):
     def attribute(self) -> bool:
         """The kernel's own fault injection, by files in debugfs."""
         return not self.mapped and self is not Kind.MEMCG
+
+    @property
+    def beside(self) -> bool:
+        """Armed while the program runs: it could not make its files otherwise. The kernel's own
+        injection strikes only threads that ask for it."""
+        return self in (Kind.DM_ERROR, Kind.DM_FLAKEY)
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -83,7 +90,7 @@ class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     filesystems: tuple[str, ...]
     threads: Threads = Threads.ALL
     pages: int = 0  # of each of its files; 0: its own default
-    after_s: float = 0.5  # how long it runs before anything fails
+    after_s: float = 1.0  # how long it runs before its device fails
     # Of the kernel's own fault injection: percent, every how many-th chance (least, most: the seed
     # picks), how many at most.
     probability: int = 100
@@ -92,6 +99,7 @@ class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     settings: dict[str, str] = {}  # other files of the attribute
     table: str = ""  # what follows the device in a device-mapper table
     memory_max: str = ""
+    expects: tuple[str, ...] = ()  # kinds of splats that these failures make of a sound kernel
 
     def arguments(self, seed: int) -> tuple[str, ...]:
         """What arms it: words of `faultinject.sh arm KIND`. The same seed gives the same."""
@@ -135,9 +143,9 @@ def read(path: Path) -> Injection:
 def _wrong(found: Injection) -> str:
     """What makes no sense in it; "" if all does."""
     least, most = found.interval
-    lossy = found.kind in (Kind.DM_ERROR, Kind.DM_FLAKEY)
     kernels = found.threads in (Threads.ALL, Threads.FAULTS, Threads.CALLS)
     checks = (
+        (any(kind not in set(Splat) for kind in found.expects), "expects: kinds of splats only"),
         (bool(found.name), "name: the file's name is the profile's"),
         (not 1 <= found.probability <= 100, "probability: a number from 1 to 100"),
         (not 1 <= least <= most, "interval: two numbers, the smaller one first"),
@@ -147,7 +155,10 @@ def _wrong(found: Injection) -> str:
         (not all(map(_SETTING.fullmatch, found.settings)), "settings: names are a-z and -"),
         (found.kind is Kind.MEMCG and not found.memory_max, "memory_max is not set"),
         (kernels != found.kind.attribute, f"threads: {found.threads} is not for {found.kind}"),
-        (lossy != (found.threads is Threads.DEVICE), "threads: device is for dm-error, dm-flakey"),
+        (
+            found.kind.beside != (found.threads is Threads.DEVICE),
+            "threads: device is for dm-error, dm-flakey",
+        ),
         (_on_disk(found.kind) and "tmpfs" in found.filesystems, "filesystems: tmpfs has no disk"),
     )
     return next((text for wrong, text in checks if wrong), "")

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, UserError
-from lab.suites.protocol import Commands, Needs, PlannedCase
+from lab.suites.protocol import Commands, Needs, PlannedCase, Told
 
 SERIAL = "scratch"
 DISK = f"/dev/disk/by-lab/{SERIAL}"
 LIMIT_S = 60.0  # of one command
+_LOG_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,13 @@ class Ran:
 
     answer: Exited | TimedOut
     wrong: str  # with the file system afterwards; "" if it could be unmounted
+
+
+def told(result: CaseResult, answer: Exited | TimedOut) -> Told:
+    """The result; of anything but a pass, with what the program said."""
+    said = (answer.stdout + b"\n" + answer.stderr)[-_LOG_BYTES:].strip()
+    keep = result.state is not CaseState.PASSED and said
+    return Told(result=result, files={"output.log": said} if keep else {})
 
 
 async def run_on(

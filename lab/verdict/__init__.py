@@ -10,7 +10,9 @@ from lab.verdict.judge import (
 )
 from lab.verdict.observe import left_out
 from lab.verdict.speed import MEASURING
+from lab.verdict.speed import interval as speed_interval
 from lab.verdict.speed import wording as speed_wording
+from lab.verdict.wording import probability, resolution
 
 __all__ = [
     "LEVEL",
@@ -22,7 +24,10 @@ __all__ = [
     "left_out",
     "needs_more",
     "new_warnings",
+    "probability",
+    "resolution",
     "smallest_rate",
+    "speed_interval",
     "speed_wording",
     "suspects",
 ]

@@ -546,6 +546,8 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
         docket.findings.append(Finding(kind="case", title=case, detail=reason, arch=arch.name))
     elif reason:
         docket.of_case(arch.name, case, reason, doubt=doubt)
+    elif reservation := observed.reservation(case):
+        docket.of_case(arch.name, case, reservation, doubt=False)
 
 
 def _undecided(

@@ -103,6 +103,16 @@ class Observed:
         known = [repeat for repeat in last if repeat is not None]
         return max(known) + 1 if known and len(known) == len(last) else None
 
+    def reservation(self, case: str) -> str:
+        """What passed runs of the case say that was not looked at; "" if nothing."""
+        said = {
+            answer.message.partition("allowed: ")[0].rstrip("; ")
+            for side in Side
+            for answer in self.of(side, case).values()
+            if answer.state is CaseState.PASSED
+        }
+        return "; ".join(sorted(said - {""}))
+
     def sample(self, case: str) -> Sample:
         sides = {
             side: {

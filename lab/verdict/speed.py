@@ -80,7 +80,7 @@ def weighty(case: str, metric: str) -> bool:
 
     The slowest few of a run (p99, max) say more about the host than about the kernel.
     """
-    typical = metric.endswith(("_per_s", "p50_us", "p50_ns"))
+    typical = metric.endswith(("_per_s", "p50_us", "p50_ns", "page_fault_ns"))
     return case.partition("/")[0] in MEASURING and typical and direction(metric) != 0
 
 

@@ -150,7 +150,8 @@ static inline void slot_map(struct slot *slot, struct entry entry, bool vacant)
 	int flags = MAP_SHARED | (vacant ? MAP_FIXED_NOREPLACE : MAP_FIXED);
 	int fd;
 
-	if (pick(8) == 0)
+	/* To populate pages that cannot be read spins: each try is told to come back (6.1). */
+	if (pick(8) == 0 && world->options.inject != INJECT_DEVICE)
 		flags |= MAP_POPULATE;
 	fd = world->options.scenario->reopens ? slot_open(&world->file[entry.file]) :
 						world->file[entry.file].fd;
@@ -464,19 +465,40 @@ static inline void step_mixed(void)
 	steps[pick(sizeof(steps) / sizeof(*steps))]();
 }
 
-/* The same mapping again, over a page table that went with the old one. */
+/*
+ * The page below the slot, and with it the page below those that the slot maps: the two mappings are
+ * then one VMA, but each lies in a page table of its own.
+ */
+static inline void anchor_map(const struct slot *slot, struct entry entry)
+{
+	timed(CALL_MMAP, "mmap",
+	      mmap(slot->address - world->page_size, world->page_size, PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_FIXED, world->file[entry.file].fd,
+		   (off_t)(entry.base - 1) * world->page_size));
+}
+
+/*
+ * The same mapping again, over a page table that went with the old one. The VMA stays while its upper
+ * part is cut off and grows again: a fault that waited meanwhile finds nothing changed but the table.
+ */
 static inline void step_pagetables(void)
 {
+	static bool anchored[MAX_SLOTS];
 	struct slot *slot = slot_take(NULL);
 	struct entry entry;
 
 	if (!slot)
 		return;
 	entry = slot_now(slot);
-	if (entry.kind == KIND_NONE)
-		entry = entry_random();
-	else
+	if (entry.kind != KIND_NONE)
 		change_unmap(slot);
+	if (!anchored[slot - world->slot] || !pick(64)) {
+		entry = entry_random();
+		if (!entry.base)
+			entry.base++;
+		anchor_map(slot, entry);
+		anchored[slot - world->slot] = true;
+	}
 	if (!pick(8))
 		pause_random(50);
 	change_map(slot, entry);

@@ -118,8 +118,6 @@ static inline const char *judge_phase(const struct attempt *a, struct entry entr
 {
 	u32 page = entry.base + a->page;
 
-	if (attempt_forgiven(a))
-		return NULL;
 	if (entry.kind == KIND_NONE)
 		return a->outcome == GOT_SEGV || a->outcome == GOT_EFAULT ? NULL : "without-mapping";
 	if (a->outcome == GOT_SEGV)
@@ -153,6 +151,10 @@ static inline const char *judge(const struct attempt *a)
 		verdict = judge_phase(a, entries[phase - first]);
 		if (!verdict)
 			return NULL;
+	}
+	if (attempt_forgiven(a)) {
+		count(failed_faults);
+		return NULL;
 	}
 	return verdict;
 }
@@ -263,8 +265,6 @@ static inline const char *attempt_close(struct attempt *a)
 		count(efault);
 	else if (a->value == 0 && !a->blind)
 		count(zeroes);
-	if (attempt_forgiven(a) && a->outcome != GOT_SEGV)
-		count(failed_faults);
 	return judge(a);
 }
 
