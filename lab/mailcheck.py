@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from lab import host, series
+from lab import host, series, source
 from lab.config import Config
 from lab.intake import GIT, READ_ONLY_GIT
-from lab.model import Finding, Outcome, RunRecord, Series, UserError
+from lab.model import Emit, Finding, Outcome, RunRecord, Series, Source, UserError
 from lab.series import MAX_PATCH_BYTES
+from lab.store import Cache
 from lab.subject import Request
 
 _SEARCHED = 300  # commits of the branch in which the patch is looked for
@@ -26,7 +28,9 @@ _SUITES = ("boot",)
 _WARNS = ("compiler-warning",)  # what is a warning to b4; everything else that is found is an error
 
 
-def request(mail: bytes, where: Path, config: Config, command: tuple[str, ...]) -> Request:
+def request(
+    mail: bytes, where: Path, config: Config, command: tuple[str, ...], emit: Emit
+) -> Request:
     """What `lab run` would be asked: that patch alone, against the commit before it.
 
     If the patch is a commit of the branch that is checked out in `where`, its base is the parent of
@@ -35,16 +39,29 @@ def request(mail: bytes, where: Path, config: Config, command: tuple[str, ...]) 
     for a mail that is no patch.
     """
     taken = _taken(mail)
-    kernel = config.kernel
+    kernel, base = config.kernel, None
     if not kernel and (top := _top(where)) is not None:
         kernel = f"{top}@{_base(top, taken)}"
+        cache = Cache(root=config.paths.cache_dir)
+        base = _undated(source.open_source(kernel, cache=cache, emit=emit))
     chosen = msgspec.structs.replace(
         config,
         kernel=kernel,
         suites=config.suites or _SUITES,
         run=msgspec.structs.replace(config.run, repeats=1),
     )
-    return Request(patch=taken.origin, config=chosen, command=command, series=taken)
+    return Request(patch=taken.origin, config=chosen, command=command, series=taken, source=base)
+
+
+def _undated(found: Source) -> Source:
+    """The same tree as a commit of the lab's own, which has no parents and always the same date.
+
+    A kernel says when its source was committed. Without that, the one with a patch is the very one
+    that is the base of the next patch: each patch of a branch costs one build.
+    """
+    commit = source.git(found.git_dir, "commit-tree", found.tree, "-m", found.tree).text.strip()
+    told = f"tree of {found.commit[:12]}, {found.provenance}"
+    return replace(found, commit=commit, provenance=told)
 
 
 def _taken(mail: bytes) -> Series:

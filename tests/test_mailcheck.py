@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import campaign, cli, host, mailcheck
-from lab.config import Config, Run
+from lab import campaign, cli, host, mailcheck, tree
+from lab.build import recipe
+from lab.config import Config, Paths, Run
 from lab.model import ExitCode, Outcome, RunRecord, Side, UserError
+from lab.store import Cache
 from lab.subject import Request
 from tests import records
 from tests.test_tree import commit, edit, git, repository
@@ -33,7 +35,9 @@ def mail_of(where: Path, revision: str) -> bytes:
 
 
 def asked(mail: bytes, where: Path, config: Config | None = None) -> Request:
-    return mailcheck.request(mail, where, config or Config(), ("lab", "check"))
+    cache = Paths(cache=str(where.parent / "cache"))
+    chosen = config or Config(paths=cache)
+    return mailcheck.request(mail, where, chosen, ("lab", "check"), lambda event: None)
 
 
 # --- what it is compared with ------------------------------------------------------------------
@@ -55,6 +59,23 @@ def test_a_commit_of_the_branch_is_compared_with_its_parent(
 
 
 @pytest.mark.fake
+def test_the_kernel_with_a_patch_is_the_base_of_the_next(branch: Path) -> None:
+    """Same tree, same time of building: the same kernel, whoever committed it when."""
+    cache = Cache(root=branch.parent / "cache")
+    made = []
+    for patch in ("HEAD^", "HEAD"):
+        found = asked(mail_of(branch, patch), branch)
+        assert found.series is not None and found.source is not None
+        base = found.source
+        patched = tree.checkout(base, found.series.patches, cache=cache, emit=lambda event: None)
+        times = recipe.stamp(base.git_dir, base.commit)
+        made.append((base.tree, patched.tree, times))
+        assert not base.provenance.startswith("git "), "it is a commit that nobody else has"
+    assert made[0][1] == made[1][0], "the tree with the first is the base of the second"
+    assert made[0][2] == made[1][2] == "Sat Jan  1 00:00:00 UTC 2000"
+
+
+@pytest.mark.fake
 def test_a_patch_that_is_not_there_is_tried_on_top(branch: Path) -> None:
     mail = mail_of(branch, "HEAD")
     git(branch, "reset", "--quiet", "--hard", "HEAD^")
@@ -72,7 +93,8 @@ def test_what_is_configured_stands(branch: Path, tmp_path: Path) -> None:
     assert found.config.run == Run(repeats=1, max_repeats=9)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert asked(mail_of(branch, "HEAD"), elsewhere).config.kernel == "", "the lab's default"
+    there = asked(mail_of(branch, "HEAD"), elsewhere)
+    assert (there.config.kernel, there.source) == ("", None), "the lab's default"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +179,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Request]:
 @pytest.mark.fake
 def test_the_command(
     branch: Path,
+    tmp_path: Path,
     ran: list[Request],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -165,7 +188,9 @@ def test_the_command(
 
     def check(mail: bytes, *words: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mail)))
-        status = cli.entry(["check", "--arch", "x86_64", *words])
+        status = cli.entry(
+            ["--cache", str(tmp_path / "cache"), "check", "--arch", "x86_64", *words]
+        )
         return status, *capsys.readouterr()
 
     assert check(mail_of(branch, "HEAD")) == (ExitCode.CLEAN, "", "")

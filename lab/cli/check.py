@@ -67,7 +67,7 @@ def check_command(
         build={"jobs": jobs},
     )
     raw = mail.read(MAX_PATCH_BYTES + 1)
-    request = mailcheck.request(raw, Path.cwd(), chosen, tuple(sys.argv))
+    request = mailcheck.request(raw, Path.cwd(), chosen, tuple(sys.argv), _silent)
     if sys.stderr.isatty():
         with context.progress() as progress:
             record, folder = asyncio.run(campaign.run(request, progress.emit))
