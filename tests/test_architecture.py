@@ -60,6 +60,7 @@ ORDER = (
     "prefixes",
     "campaign",
     "archive",
+    "mailcheck",
     "selftest",
     "inspector",
     "debug",

@@ -33,7 +33,7 @@ from lab.report import html, junit, kcidb, terminal
 from lab.store import write_atomically
 from lab.subject import Request
 
-_EXIT = {
+EXIT = {
     Outcome.CLEAN: ExitCode.CLEAN,
     Outcome.REGRESSED: ExitCode.REGRESSED,
     Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
@@ -145,15 +145,19 @@ def run(
 
 def finish(context: Context, record: RunRecord, folder: Path, *, as_json: bool) -> ExitCode:
     """Write the reports of a judged run, show it, and say how it ends."""
-    write_atomically(folder / "report.html", html.page(record, folder).encode())
-    project = os.environ.get("CI_PROJECT_DIR")  # GitLab's; it wants paths below it
-    files = junit.Files(folder=folder, project=Path(project) if project else None)
-    write_atomically(folder / "junit.xml", junit.xml(record, files))
+    write_reports(record, folder)
     if as_json:
         click.echo(model.encode(record), nl=False)
     else:
         terminal.summary(record, folder, context.out)
-    return _EXIT[record.verdict.outcome]
+    return EXIT[record.verdict.outcome]
+
+
+def write_reports(record: RunRecord, folder: Path) -> None:
+    write_atomically(folder / "report.html", html.page(record, folder).encode())
+    project = os.environ.get("CI_PROJECT_DIR")  # GitLab's; it wants paths below it
+    files = junit.Files(folder=folder, project=Path(project) if project else None)
+    write_atomically(folder / "junit.xml", junit.xml(record, files))
 
 
 @cli.command(name="report")
@@ -188,6 +192,6 @@ def report_command(
         told = kcidb.report(record, kcidb.Submitter(origin=kcidb_origin, url=kcidb_url))
         if kcidb_file == "-":
             click.echo(told, nl=False)
-            return _EXIT[record.verdict.outcome]
+            return EXIT[record.verdict.outcome]
         write_atomically(Path(kcidb_file), told)
     return finish(context, record, folder, as_json=as_json)
