@@ -4,13 +4,14 @@ stdout is the result, stderr is progress. Exit codes are `lab.model.ExitCode`; a
 One module for each group of commands; importing it hangs its commands below `cli`.
 """
 
-from lab.cli import bisect, evidence, history, kernels, runs, selftest, upkeep
+from lab.cli import bisect, coverage, evidence, history, kernels, runs, selftest, upkeep
 from lab.cli.context import cli
 from lab.cli.entry import entry, explain_group, main
 
 __all__ = [
     "bisect",
     "cli",
+    "coverage",
     "entry",
     "evidence",
     "explain_group",

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from lab.lockgraph import focus, svg
 from lab.model import Comparison, Finding, RunRecord, Trial
-from lab.report import cases, locks, speed, timeline, view
+from lab.report import cases, coverage, locks, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import MEASURING, smallest_rate
 
@@ -54,6 +54,7 @@ SECTIONS = (
     Section(id="cases", title="Cases", template="cases.html.j2"),
     Section(id="splats", title="Splats", template="splats.html.j2"),
     Section(id="locks", title="Locks", template="locks.html.j2"),
+    Section(id="coverage", title="Coverage", template="coverage.html.j2"),
     Section(id="warnings", title="Warnings", template="warnings.html.j2"),
     Section(id="speed", title="Speed", template="speed.html.j2"),
     Section(id="time", title="Time", template="time.html.j2"),
@@ -85,7 +86,9 @@ def page(record: RunRecord, folder: Path | None) -> str:
         for section in SECTIONS
     ]
     return environment.get_template("run.html.j2").render(
-        css=(_HERE / "style.css").read_text(encoding="utf-8"),
+        css="".join(
+            (_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "coverage.css")
+        ),
         sections=[(section, inside) for section, inside in rendered if inside],
     )
 
@@ -116,6 +119,9 @@ def _values(record: RunRecord, folder: Path | None) -> dict[str, object]:
         "locks": locks.sections(record, folder),
         "columns": locks.COLUMNS,
         "words": focus.WORDS,
+        "coverage": coverage.sections(folder),
+        "told_once": coverage.told_once,
+        "line_words": coverage.WORDS,
         "timeline": timeline.timeline(record),
         "marks": _MARKS,
         "splat_lines": _SPLAT_LINES,
