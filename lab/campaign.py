@@ -33,6 +33,8 @@ from lab import (
 from lab.accel import AcceleratorLost
 from lab.arch import arch as arch_row
 from lab.config import Config
+from lab.coverage import study
+from lab.coverage.record import Coverage
 from lab.equipment import Equipment, kit
 from lab.lockgraph import stored
 from lab.lockgraph.diff import diff
@@ -90,6 +92,7 @@ class Gathered:
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     prefixes: list[PrefixResult] = field(default_factory=list)
+    coverage: dict[str, Coverage] = field(default_factory=dict)  # by architecture
     past: dict[tuple[str, str], Past] = field(default_factory=dict)  # of earlier bases
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
@@ -129,9 +132,23 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
                     kernel, planned, config, cache, folder, emit
                 )
             gathered.setup_s += time.monotonic() - asked
+        counting: dict[str, Kernel | str] = {}
+        if request.coverage:
+            asked = time.monotonic()
+            pairs = [(each.base, each.patched) for each in ready if each is not None]
+            counting = await study.build_kernels(pairs, planned, config, cache, emit)
+            gathered.setup_s += time.monotonic() - asked
         for each in ready:
             if each is not None:
-                await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
+                machines = await _test_arch(
+                    each, planned, config, cache, folder, gathered, manifest, emit
+                )
+                if counts := counting.get(machines.arch):
+                    asked = time.monotonic()
+                    gathered.coverage[machines.arch] = await study.cover(
+                        counts, machines, planned, config, cache, folder
+                    )
+                    gathered.setup_s += time.monotonic() - asked
         gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
@@ -144,6 +161,8 @@ def prospect(request: Request, cache: Cache, emit: Emit) -> tuple[Plan, Manifest
     Raises `UserError` if the request cannot be carried out.
     """
     subject = take(request, cache, emit)
+    if request.coverage:
+        study.check(request.config.arch)
     planned = make_plan(subject, request.config, cache=cache, emit=emit)
     return planned, _manifest(request, planned)
 
@@ -169,6 +188,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         config.faultstress,
         planned.allowed,
         request.each_patch,
+        request.coverage,
         lab.__version__,
     ):
         digest.update(repr(part).encode() + b"\0")
@@ -201,6 +221,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         notes=allow.expired(planned.allowed, today=now.date()),
         config=model.encode(config).decode(),
         each_patch=request.each_patch,
+        coverage=request.coverage,
         replays=request.replays,
     )
 
@@ -390,9 +411,12 @@ async def _test_arch(
     gathered: Gathered,
     manifest: Manifest,
     emit: Emit,
-) -> None:
-    """All that one architecture is asked. If KVM is lost on the way, all of it again under TCG:
-    results of different accelerators are never compared."""
+) -> Pool:
+    """All that one architecture is asked, by the machines that are returned.
+
+    If KVM is lost on the way, all of it again under TCG: results of different accelerators are
+    never compared.
+    """
     machines = await _open_pool(
         ready, planned, config, cache, folder, gathered.trials, manifest, emit
     )
@@ -405,6 +429,7 @@ async def _test_arch(
             ready, planned, config, cache, folder, gathered.trials, manifest, emit, lost=lost
         )
         await _test(ready, machines, planned, config, gathered)
+    return machines
 
 
 async def _test(
@@ -516,7 +541,11 @@ def _record(
         images=tuple(gathered.images),
         trials=tuple(gathered.trials),
         verdict=verdict.judge(
-            replace(_judge_input(planned, config, gathered), locks=_lock_news(gathered, folder))
+            replace(
+                _judge_input(planned, config, gathered),
+                locks=_lock_news(gathered, folder),
+                absent=(*planned.absent, *study.doubts(gathered.coverage, gathered.trials)),
+            )
         ),
         timing=Timing(
             wall_s=wall_s,

@@ -59,6 +59,7 @@ PACKAGES: dict[str, str] = {
     "fakeroot": "fakeroot",
     "flex": "flex",
     "gcc": "gcc",
+    "gcov": "gcc",
     "git": "git",
     "ld": "binutils",
     "make": "make",

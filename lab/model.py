@@ -503,6 +503,7 @@ class Manifest:
     config: str = ""  # the whole configuration in force, as JSON; "": of a lab that did not keep it
     each_patch: bool = False  # every prefix of the series was to be built and booted, too
     replays: str = ""  # the run that this one repeats
+    coverage: bool = False  # which lines of the series run was to be measured, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

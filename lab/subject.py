@@ -53,6 +53,7 @@ class Request:
     config: Config
     command: tuple[str, ...] = ()
     each_patch: bool = False  # build and boot every prefix of the series, too
+    coverage: bool = False  # measure which lines of the series run, too
     repository: Path | None = None  # where a git range is looked up; default: the kernel's tree
     # What a replay has at hand already, and the run that it repeats.
     series: Series | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from lab import locks, model, symbols
+from lab import counters, locks, model, symbols
 from lab.guest import Down, Exited, Guest
 from lab.machine import Disk, Timeouts
 from lab.model import (
@@ -71,6 +71,7 @@ class Kit:
     shelf: Shelf | None = None  # None: every machine boots
     restore: bool = False  # begin from a snapshot of the kernel, if there is one that works
     dump: bool = False  # keep the memory of a machine that panics or hangs
+    counters: bool = False  # keep what the kernel, built for that, counts of its lines in each case
 
     def rig(self, *, memory_bytes: int, cpus: int) -> Rig:
         """The machines that these artefacts make."""
@@ -235,6 +236,8 @@ async def _use(
     if refused:
         progress.notes.append(refused)
         return
+    if kit.counters:
+        await _count(guest, folder, counters.BOOTING, progress)
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
     config = kit.kernel.config.read_text()
@@ -271,6 +274,8 @@ async def _use(
         progress.taints[name] = (health.taint, after.taint)
         progress.parts += [_with_cover(part, health) for part in parts]
         progress.health = health = after
+        if kit.counters:
+            await _count(guest, folder, name, progress)
         if result.state in (CaseState.TIMEOUT, CaseState.HUNG) and number + 1 < len(cell.cases):
             # What it left behind cannot be known: processes, mounts, locks.
             progress.notes.append(f"{name} did not end by itself; the rest runs afresh")
@@ -284,6 +289,11 @@ async def _use(
         progress.locks = locks.none("this kernel has no lockdep")
     else:
         progress.locks = await locks.collect(guest, kit.kernel.vmlinux, folder)
+
+
+async def _count(guest: Guest, folder: Path, case: str, progress: Progress) -> None:
+    if problem := await counters.take(guest, folder, case):
+        progress.notes.append(problem)
 
 
 async def _unless_enough(

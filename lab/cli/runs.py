@@ -62,6 +62,12 @@ EXIT = {
     help="Build and boot the base with the first 1, 2, ... patches, too, and name the first patch "
     "that breaks the build, warns or breaks the boot.",
 )
+@click.option(
+    "--coverage",
+    is_flag=True,
+    help="Also build the patched kernel with counters in what the series touches, run every case "
+    "once on it, and say which lines of which patch ran: lab coverage.",
+)
 @click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
 @click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
@@ -92,6 +98,7 @@ def run(
     suite: tuple[str, ...],
     only: tuple[str, ...],
     each_patch: bool,
+    coverage: bool,
     repeats: int | None,
     max_repeats: int | None,
     seed: int | None,
@@ -137,7 +144,13 @@ def run(
     if chosen.run.max_repeats < chosen.run.repeats:
         raised = msgspec.structs.replace(chosen.run, max_repeats=chosen.run.repeats)
         chosen = msgspec.structs.replace(chosen, run=raised)
-    request = Request(patch=patch, config=chosen, command=tuple(sys.argv), each_patch=each_patch)
+    request = Request(
+        patch=patch,
+        config=chosen,
+        command=tuple(sys.argv),
+        each_patch=each_patch,
+        coverage=coverage,
+    )
     with context.progress() as progress:
         record, folder = asyncio.run(campaign.run(request, progress.emit))
     return finish(context, record, folder, as_json=as_json)

@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from lab.lockgraph import focus, svg
 from lab.model import Comparison, Finding, RunRecord, Trial
-from lab.report import cases, locks, speed, timeline, view
+from lab.report import cases, coverage, locks, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import MEASURING, smallest_rate
 
 _HERE = Path(__file__).parent
-_STYLES = ("style.css",)
+_STYLES = ("style.css", "coverage.css")
 _TEXT_CHARS = 24_000  # of a compiler's message or a log
 _RARE = 0.10  # a failure rate that a reader may want to see, and seldom can
 _SPLAT_LINES = 400
@@ -55,6 +55,7 @@ SECTIONS = (
     Section(id="cases", title="Cases", template="cases.html.j2"),
     Section(id="splats", title="Splats", template="splats.html.j2"),
     Section(id="locks", title="Locks", template="locks.html.j2"),
+    Section(id="coverage", title="Coverage", template="coverage.html.j2"),
     Section(id="warnings", title="Warnings", template="warnings.html.j2"),
     Section(id="speed", title="Speed", template="speed.html.j2"),
     Section(id="time", title="Time", template="time.html.j2"),
@@ -117,6 +118,9 @@ def _values(record: RunRecord, folder: Path | None) -> dict[str, object]:
         "locks": locks.sections(record, folder),
         "columns": locks.COLUMNS,
         "words": focus.WORDS,
+        "coverage": coverage.sections(folder),
+        "told_once": coverage.told_once,
+        "line_words": coverage.WORDS,
         "timeline": timeline.timeline(record),
         "marks": _MARKS,
         "splat_lines": _SPLAT_LINES,
