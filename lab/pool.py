@@ -37,9 +37,10 @@ from lab.store import remove_tree, write_atomically
 from lab.trial import Kit
 
 # What a QEMU needs beside its guest's memory: under TCG, most of it is translated code.
-_OVERHEAD_BYTES = {"kvm": 128 << 20, "tcg": 512 << 20}
-_MEMORY_SHARE = 0.8  # of what is available now: others want some too
+OVERHEAD_BYTES = {"kvm": 128 << 20, "tcg": 512 << 20}
+MEMORY_SHARE = 0.8  # of what is available now: others want some too
 _RUNS_REMEMBERED = 5
+_AHEAD = 2  # cells sent for each far machine: the next one is there when the last one ends
 
 Execute = Callable[[Cell, Kit, Path, Emit], Awaitable[Trial]]
 
@@ -63,8 +64,8 @@ def capacity(machine: Machine, accelerator: Accelerator, *, cores: int, free_byt
     """
     if machine.parallel:
         return machine.parallel
-    each_bytes = machine.memory_bytes + _OVERHEAD_BYTES[accelerator.name]
-    return max(1, min(cores // machine.cpus, int(free_bytes * _MEMORY_SHARE) // each_bytes))
+    each_bytes = machine.memory_bytes + OVERHEAD_BYTES[accelerator.name]
+    return max(1, min(cores // machine.cpus, int(free_bytes * MEMORY_SHARE) // each_bytes))
 
 
 def crowding(machine: Machine, machines: int) -> float:
@@ -132,6 +133,7 @@ class Pool:
     trials: list[Trial]  # of the whole run, in the order in which they ended
     emit: Emit
     execute: Execute = trial.run
+    far: bool = False  # the machines are on other hosts: cells are sent ahead, longest first
     busy_s: float = 0.0  # with at least one machine up
     _faults: list[LabError] = field(default_factory=list)
     _began: dict[str, bool] = field(default_factory=dict)  # cell of both sides -> restored
@@ -152,7 +154,7 @@ class Pool:
                     await self._run_cell(cell)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.split.machines, len(queue))):
+            for _ in range(min(self.split.machines * (_AHEAD if self.far else 1), len(queue))):
                 group.create_task(work())
         self.busy_s += time.monotonic() - began
         for other in self._faults[1:]:
@@ -170,7 +172,8 @@ class Pool:
             work_s=most,
             boot_s=kit.accelerator.boot_s,
         )
-        return plan.spread(cells, shards, self.split.costs)
+        spread = plan.spread(cells, shards, self.split.costs)
+        return plan.longest_first(spread, self.split.costs) if self.far else spread
 
     def _cost(self, case: str) -> float:
         return self.split.costs.get(case, 0.0)

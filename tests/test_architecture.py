@@ -57,6 +57,7 @@ ORDER = (
     "trial",
     "equipment",
     "pool",
+    "fleet",
     "prefixes",
     "campaign",
     "archive",
@@ -68,6 +69,7 @@ ORDER = (
     "culprit",
     "report",
     "doctor",
+    "hosts",
     "cli",
 )
 PURE = ORDER[: ORDER.index("plan") + 1]

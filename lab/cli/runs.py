@@ -26,6 +26,7 @@ from lab.cli.context import (
     override,
     parallel_option,
     profile_option,
+    scheduler_option,
     split,
 )
 from lab.model import ExitCode, Outcome, RunRecord
@@ -80,6 +81,7 @@ _EXIT = {
 )
 @accel_option
 @parallel_option
+@scheduler_option
 @jobs_option
 @json_option
 @click.pass_obj
@@ -103,6 +105,7 @@ def run(
     dump: bool | None,
     accel: str | None,
     parallel: int | None,
+    scheduler: str | None,
     jobs: int | None,
     as_json: bool,
 ) -> int:
@@ -123,6 +126,7 @@ def run(
         },
         machine={"accel": accel, "parallel": parallel, "dump": dump},
         build={"jobs": jobs},
+        fleet={"scheduler": scheduler},
         faultstress={
             "duration_s": seconds,
             "filesystems": split(filesystem),
