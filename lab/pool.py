@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,6 +137,10 @@ class Pool:
     busy_s: float = 0.0  # with at least one machine up
     _faults: list[LabError] = field(default_factory=list)
     _began: dict[str, bool] = field(default_factory=dict)  # cell of both sides -> restored
+    _tried: Counter[str] = field(default_factory=Counter)  # of the first `_counted` trials
+    _counted: int = 0
+    _lost: list[Trial] = field(default_factory=list)  # of the first `_seen` trials
+    _seen: int = 0
 
     async def run(self, cells: Sequence[Cell], *, asked: bool = False) -> None:
         """Run all cells, as many at once as the split says, each in as many machines as it takes.
@@ -180,7 +184,7 @@ class Pool:
 
     def _due(self, cell: Cell, *, asked: bool) -> tuple[Cell, ...]:
         """The cell without the cases that are left out by now; these on their own if `asked`."""
-        out = verdict.left_out(self.trials, cell.arch)
+        out = verdict.left_out(self._downs(), cell.arch)
         alone = [case for case in cell.cases if cell.repeat > out.get(case, cell.repeat)]
         return plan.apart(cell, alone, keep=asked)
 
@@ -208,9 +212,9 @@ class Pool:
 
     async def one_trial(self, cell: Cell) -> Trial:
         """Run the cell, or take its whole record from the run that was cut off."""
-        attempts = sum(1 for old in self.trials if old.cell == cell)
-        digest = plan.digest(cell)[:6]
-        name = f"{cell.arch}-{cell.side}-{cell.repeat + 1:02}-{digest}-{attempts + 1}"
+        digest = plan.digest(cell)
+        attempts = self._attempts(digest)
+        name = f"{cell.arch}-{cell.side}-{cell.repeat + 1:02}-{digest[:6]}-{attempts + 1}"
         folder = self.folder / "trials" / name
         step = trial.step_name(cell)
         record_file = folder / "trial.json"
@@ -231,6 +235,22 @@ class Pool:
         self.emit(Event(kind=EventKind.DONE, step=step, text=_digest_line(record)))
         return record
 
+    def _attempts(self, digest: str) -> int:
+        """How many trials of that cell have ended. Each trial is looked at once, for a run may
+        have thousands."""
+        for old in self.trials[self._counted :]:
+            self._tried[plan.digest(old.cell)] += 1
+        self._counted = len(self.trials)
+        return self._tried[digest]
+
+    def _downs(self) -> list[Trial]:
+        """The trials whose machines went down."""
+        self._lost += [
+            old for old in self.trials[self._seen :] if verdict.took_down(old) is not None
+        ]
+        self._seen = len(self.trials)
+        return self._lost
+
     def _may_restore(self, cell: Cell) -> bool:
         """Whether the cell's machine may begin from a snapshot.
 
@@ -243,6 +263,8 @@ class Pool:
     def _restorable(self, cell: Cell) -> bool:
         """Both kernels have booted in this run, always well, and left a snapshot."""
         for kit in self.kits.values():
+            if kit.shelf is None:
+                return False
             boots = [
                 record
                 for record in self.trials

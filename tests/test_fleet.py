@@ -142,8 +142,10 @@ class Cluster:
         for name in tuple(self.processes):
             self.kill(name)
 
-    def kit(self, mode: str) -> Kit:
-        """Of a "kernel" that does what the stand-in's `mode` says."""
+    def kit(self, gate: Path | None = None) -> Kit:
+        """Of a "kernel" that boots; with `gate`, once there is such a file."""
+        console = self.root / "console"
+        mode = f"gate {gate} {console}" if gate else f"follow {console}"
         folder = self.root / f"kernel-{len(list(self.root.iterdir()))}"
         folder.mkdir()
         kernel, image = machine_files(folder, mode)
@@ -160,7 +162,7 @@ class Cluster:
         )
 
     async def proven(self, crew: Crew, arch: str = "x86_64") -> Accelerator:
-        kit = self.kit("ok")
+        kit = self.kit()
         return await crew.prove(
             arch, MACHINE, kernel=kit.kernel.image, initramfs=kit.initramfs, force="tcg"
         )
@@ -227,7 +229,7 @@ def test_a_cell_runs_on_a_worker_and_its_trial_comes_back(cluster: Cluster, tmp_
         async with cluster.crew() as crew:
             chosen = await cluster.proven(crew)
             assert chosen.name == "tcg" and 0 < chosen.boot_s < 60
-            kit = replace(cluster.kit("ok"), accelerator=chosen)
+            kit = replace(cluster.kit(), accelerator=chosen)
             trial = await crew.execute(cell(kit), kit, tmp_path / "run" / "one-1", quiet)
             return trial, await crew.capacity("x86_64", MACHINE, chosen)
 
@@ -253,7 +255,7 @@ def test_a_worker_killed_in_mid_cell_loses_and_doubles_nothing(
     async def scenario() -> list[Trial]:
         async with cluster.crew(events) as crew:
             chosen = await cluster.proven(crew)
-            kit = replace(cluster.kit(f"gate {gate}"), accelerator=chosen)
+            kit = replace(cluster.kit(gate), accelerator=chosen)
             other = replace(kit, kernel=replace(kit.kernel, key="p", side=Side.PATCHED))
             count = await crew.capacity("x86_64", MACHINE, chosen)
             assert count == 2
@@ -319,7 +321,7 @@ def test_a_scheduler_that_is_started_again_is_waited_for(
     async def scenario() -> Trial:
         async with cluster.crew(events) as crew:
             chosen = await cluster.proven(crew)
-            kit = replace(cluster.kit(f"gate {gate}"), accelerator=chosen)
+            kit = replace(cluster.kit(gate), accelerator=chosen)
             running = asyncio.create_task(
                 crew.execute(cell(kit), kit, tmp_path / "run" / "one-1", events.append)
             )
@@ -346,7 +348,7 @@ def test_what_nobody_waits_for_leaves_no_machine(
     async def scenario() -> None:
         async with cluster.crew() as crew:
             chosen = await cluster.proven(crew)
-            kit = replace(cluster.kit(f"gate {tmp_path}/never"), accelerator=chosen)
+            kit = replace(cluster.kit(tmp_path / "never"), accelerator=chosen)
             running = asyncio.create_task(
                 crew.execute(cell(kit), kit, tmp_path / "run" / "one-1", quiet)
             )
@@ -376,7 +378,7 @@ def test_what_nobody_waits_for_leaves_no_machine(
     # The worker is fit for the next one.
     async def next_one() -> Trial:
         async with cluster.crew() as crew:
-            kit = replace(cluster.kit("ok"), accelerator=await cluster.proven(crew))
+            kit = replace(cluster.kit(), accelerator=await cluster.proven(crew))
             return await crew.execute(cell(kit), kit, tmp_path / "run" / "two-1", quiet)
 
     assert asyncio.run(next_one()).results[0].state is CaseState.PASSED
@@ -413,7 +415,7 @@ def test_an_accelerator_that_no_worker_has_proven_is_an_error(cluster: Cluster) 
             chosen = await cluster.proven(crew)
             await crew.capacity("x86_64", MACHINE, replace(chosen, name="kvm"))
 
-    with pytest.raises(UserError, match="no worker has kvm:x86_64"):
+    with pytest.raises(UserError, match="no worker has kvm-max:x86_64"):
         asyncio.run(scenario())
 
 
@@ -425,7 +427,7 @@ def test_the_last_worker_that_goes_is_an_error_after_a_while(
     async def scenario() -> None:
         async with cluster.crew(patience_s=3.0) as crew:
             chosen = await cluster.proven(crew)
-            kit = replace(cluster.kit(f"gate {tmp_path}/never"), accelerator=chosen)
+            kit = replace(cluster.kit(tmp_path / "never"), accelerator=chosen)
             running = asyncio.create_task(
                 crew.execute(cell(kit), kit, tmp_path / "run" / "one-1", quiet)
             )
@@ -455,7 +457,7 @@ def test_a_cell_file_runs_anywhere(cluster: Cluster, tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with cluster.crew() as crew:
-            kit = replace(cluster.kit("ok"), accelerator=await cluster.proven(crew))
+            kit = replace(cluster.kit(), accelerator=await cluster.proven(crew))
             await crew.execute(cell(kit), kit, tmp_path / "run" / "one-1", quiet)
 
     asyncio.run(scenario())

@@ -11,6 +11,7 @@ from typing import Final
 
 import lab
 from lab.arch import ARCHS
+from lab.model import Accelerator
 
 CORES: Final = "cores"
 MEMORY: Final = "memory-mib"
@@ -19,9 +20,9 @@ PLENTY: Final = 1e6
 Amounts = Mapping[str, float]
 
 
-def proven(accelerator: str, arch: str) -> str:
-    """Of a host on which a timed boot has shown it: "kvm:x86_64"."""
-    return f"{accelerator}:{arch}"
+def proven(accelerator: Accelerator, arch: str) -> str:
+    """Of a host on which a timed boot has shown it: "kvm-host:x86_64"."""
+    return f"{accelerator.name}-{accelerator.cpu}:{arch}"
 
 
 def qemu(arch: str) -> str:
@@ -34,7 +35,9 @@ def version() -> str:
     return f"lab:{lab.__version__}"
 
 
-def needs(arch: str, *, cpus: int, memory_bytes: int, accelerator: str = "") -> dict[str, float]:
+def needs(
+    arch: str, *, cpus: int, memory_bytes: int, accelerator: Accelerator | None = None
+) -> dict[str, float]:
     """Of one machine; `memory_bytes` of the host. Without an accelerator, of one to be proven."""
     tag = proven(accelerator, arch) if accelerator else qemu(arch)
     return {version(): 1, tag: 1, CORES: cpus, MEMORY: -(-memory_bytes >> 20)}
@@ -78,20 +81,17 @@ def _said(amounts: Amounts) -> str:
     )
 
 
+def _proof_of(name: str, arch: str) -> bool:
+    return name.endswith(f":{arch}") and name != qemu(arch)
+
+
 def described(host: Amounts) -> str:
-    """One host in words: "2 cores, 3200 MiB, TCG x86_64 (arm64 not proven)"."""
-    told = [
-        f"{accelerator.upper()} {arch}"
-        for arch in ARCHS
-        for accelerator in ("kvm", "tcg")
-        if host.get(proven(accelerator, arch))
-    ]
-    open_ = [
-        arch
-        for arch in ARCHS
-        if host.get(qemu(arch)) and not any(host.get(proven(name, arch)) for name in ("kvm", "tcg"))
-    ]
-    if open_:
-        told.append(f"{', '.join(open_)} not proven yet")
+    """One host in words: "2 cores, 3200 MiB, kvm-host x86_64, arm64 not proven yet"."""
+    told = []
+    for arch in ARCHS:
+        ways = [name for name in sorted(host) if _proof_of(name, arch)]
+        told += [f"{name.partition(':')[0]} {arch}" for name in ways]
+        if not ways and host.get(qemu(arch)):
+            told.append(f"{arch} not proven yet")
     sizes = f"{host.get(CORES, 0):g} cores, {host.get(MEMORY, 0):g} MiB"
     return ", ".join([sizes, *told])

@@ -48,9 +48,7 @@ async def out(
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
     job.check(wanted)
-    chosen = await job.prove(
-        job.proof_of(wanted), cache, emit, force=force or wanted.accelerator or None
-    )
+    chosen = await job.prove(job.proof_of(wanted), cache, emit, force=force or wanted.accelerator)
     place = out or Path(f"{wanted.name}.tar.gz")
     with cache.staging() as staging:
         folder = staging / wanted.name

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError as Disowned
 from dataclasses import replace
@@ -45,7 +46,7 @@ from lab.symbols import History
 from lab.trial import Kit
 
 CELL_FILE: Final = "cell.json"
-_CONNECT_S = 10.0
+_CONNECT_S = 5.0
 _LOOK_S = 2.0  # between two looks at who is there
 _HINT = "lab worker ADDRESS makes a host one; lab workers shows what each can do"
 
@@ -166,7 +167,7 @@ class Crew:
     async def capacity(self, arch: str, machine: Machine, accelerator: Accelerator) -> int:
         """How many machines all workers carry at once. Raises `UserError` if none does."""
         await self.look()
-        wanted = _needs(arch, machine.cpus, machine.memory_bytes, accelerator.name)
+        wanted = _needs(arch, machine.cpus, machine.memory_bytes, accelerator)
         self.demand(wanted)
         count = capability.slots(wanted, self._hosts)
         return min(count, machine.parallel) if machine.parallel else count
@@ -175,7 +176,8 @@ class Crew:
         self, arch: str, machine: Machine, *, kernel: Path, initramfs: Path, force: str | None
     ) -> Accelerator:
         """The accelerator for all cells of that architecture: KVM if it boots `kernel` on any
-        worker, else TCG. Every worker that has not proven it does so now.
+        worker, else TCG, with the CPU model that most of them have. Every worker that has not
+        proven it does so now.
 
         Its `boot_s` is the slowest of those that will run cells. Raises `UserError`, `LabFault`.
         """
@@ -194,7 +196,7 @@ class Crew:
         )
         raw = model.encode(proof)
         client = await self._connected()
-        self._say(f"{len(todo)} workers prove what boots {arch}")
+        self._say(f"what boots {arch}? proved by {', '.join(map(self.name_of, todo))}")
         answers: dict[str, Any] = await client.run(
             prove_host, raw, force, workers=todo, on_error="return"
         )
@@ -212,9 +214,12 @@ class Crew:
         if not known:
             raise LabFault(f"no worker boots {arch}: {'; '.join(failed)}", hint=_HINT)
         best = "kvm" if any(one.name == "kvm" for one in known) else "tcg"
+        models = Counter(one.cpu for one in known if one.name == best)
+        ((cpu, _),) = models.most_common(1)
         await self.look()
         return max(
-            (one for one in known if one.name == best), key=lambda accelerator: accelerator.boot_s
+            (one for one in known if (one.name, one.cpu) == (best, cpu)),
+            key=lambda accelerator: accelerator.boot_s,
         )
 
     # --- cells -----------------------------------------------------------------------------
@@ -223,7 +228,7 @@ class Crew:
         """As `trial.run`, on some worker. The folder appears whole, and once."""
         wanted = await asyncio.to_thread(job.describe, cell, kit, folder.name, self._depot)
         raw = model.encode(wanted)
-        needs = _needs(cell.arch, cell.cpus, cell.memory_bytes, wanted.accelerator)
+        needs = _needs(cell.arch, cell.cpus, cell.memory_bytes, kit.accelerator)
         answer = await self._answer(wanted.name, raw, needs)
         if answer.kind is not Kind.DONE:
             raise error_of(answer)
@@ -286,11 +291,16 @@ async def _cancel(client: Client, future: Future[Answer]) -> None:
         await client.cancel([future], force=True)  # type: ignore[no-untyped-call]
 
 
-def _needs(arch: str, cpus: int, memory_bytes: int, accelerator: str = "") -> dict[str, float]:
+def _needs(
+    arch: str, cpus: int, memory_bytes: int, accelerator: Accelerator | None = None
+) -> dict[str, float]:
     """Of one machine, with what its QEMU takes besides."""
-    beside = OVERHEAD_BYTES.get(accelerator, max(OVERHEAD_BYTES.values()))
+    name = accelerator.name if accelerator else max(OVERHEAD_BYTES, key=OVERHEAD_BYTES.__getitem__)
     return capability.needs(
-        arch, cpus=cpus, memory_bytes=memory_bytes + beside, accelerator=accelerator
+        arch,
+        cpus=cpus,
+        memory_bytes=memory_bytes + OVERHEAD_BYTES[name],
+        accelerator=accelerator,
     )
 
 
@@ -309,8 +319,8 @@ def receive(
         record = replace(record, host=answer.host)
         if history is not None:
             record = _marked(record, history)
+        (part / CELL_FILE).write_bytes(raw)
         write_atomically(part / trial.RECORD, model.encode(record))
-        write_atomically(part / CELL_FILE, raw)
         publish(part, folder)
     finally:
         remove_tree(part)
@@ -324,10 +334,10 @@ def _checked(part: Path, wanted: Job, host: str) -> Trial:
         raise LabFault(f"{host} sent {wanted.name} without its record") from error
     if record.cell != wanted.cell or record.id != wanted.name:
         raise LabFault(f"{host} sent the record of another cell for {wanted.name}")
-    if record.accelerator.name != wanted.accelerator:
+    if (record.accelerator.name, record.accelerator.cpu) != (wanted.accelerator, wanted.cpu):
         raise LabFault(
-            f"{host} ran {wanted.name} under {record.accelerator.name.upper()}, "
-            f"not {wanted.accelerator.upper()}: such results are not compared"
+            f"{host} ran {wanted.name} under {record.accelerator.name} {record.accelerator.cpu}, "
+            f"not {wanted.accelerator} {wanted.cpu}: such results are not compared"
         )
     return record
 

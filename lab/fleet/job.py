@@ -47,7 +47,8 @@ class Job:
     artefacts: dict[str, Artefact]
     disks: tuple[Disk, ...]  # read-only, of suites
     cases: tuple[PlannedCase, ...]
-    accelerator: str  # "kvm" | "tcg": results of different ones are never compared
+    accelerator: str  # "kvm" | "tcg"
+    cpu: str  # QEMU's -cpu: results of different accelerators or models are never compared
     timeouts: Timeouts
     scratch_bytes: int
     enough: tuple[str, ...] = ()
@@ -84,6 +85,7 @@ def describe(cell: Cell, kit: Kit, name: str, depot: Depot) -> Job:
         disks=kit.disks,
         cases=tuple(replace(case, timeout_s=case.timeout_s / slower) for case in cases),
         accelerator=kit.accelerator.name,
+        cpu=kit.accelerator.cpu,
         timeouts=_scaled(kit.timeouts, 1 / slower),
         scratch_bytes=kit.scratch_bytes,
         enough=tuple(sorted(kit.enough)),
@@ -155,9 +157,10 @@ async def prove(proof: Proof, cache: Cache, emit: Emit, *, force: str | None) ->
 def equip(job: Job, accelerator: Accelerator, cache: Cache, *, crowding: float = 1.0) -> Kit:
     """The job's kit on this host, its artefacts in the cache. Raises `UserError`, `LabFault`."""
     check(job)
-    if job.accelerator and job.accelerator != accelerator.name:
+    if (job.accelerator, job.cpu) != (accelerator.name, accelerator.cpu):
         raise AcceleratorLost(
-            f"the cell is for {job.accelerator.upper()}, here it is {accelerator.name.upper()}"
+            f"the cell is for {job.accelerator} {job.cpu}, "
+            f"here it is {accelerator.name} {accelerator.cpu}"
         )
     slower = slowness(accelerator, crowding=crowding)
     files = {role: fetch(one, cache) for role, one in job.artefacts.items()}
@@ -200,4 +203,4 @@ async def run(
 
 def for_accelerator(job: Job, accelerator: Accelerator) -> Job:
     """The same job, planned for another accelerator."""
-    return replace(job, accelerator=accelerator.name)
+    return replace(job, accelerator=accelerator.name, cpu=accelerator.cpu)

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import dask.config
 from distributed import Worker, WorkerPlugin, get_worker
 
 from lab import model
@@ -162,7 +163,7 @@ class Post(WorkerPlugin):
     async def _one(self, wanted: Job, folder: Path) -> Trial:
         accelerator = self._proven.get((wanted.accelerator, wanted.cell.arch))
         if accelerator is None:
-            accelerator = await self.prove(job.proof_of(wanted), wanted.accelerator or None)
+            accelerator = await self.prove(job.proof_of(wanted), wanted.accelerator)
         return await self._execute(wanted, accelerator, folder, self.emit)
 
     async def _on_this_host(
@@ -186,7 +187,8 @@ class Post(WorkerPlugin):
     def tags(self) -> dict[str, float]:
         """What has been proven so far, as resources."""
         return {
-            capability.proven(name, arch): capability.PLENTY for name, arch in tuple(self._proven)
+            capability.proven(known, arch): capability.PLENTY
+            for (_, arch), known in tuple(self._proven.items())
         }
 
 
@@ -228,6 +230,8 @@ async def serve(
     reach it, if Dask does not find that out.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    # It would look at every thread a hundred times a second.
+    dask.config.set({"distributed.worker.profile.enabled": False})
     told = ""
     with post.cache.staging() as scratch:
         while True:
