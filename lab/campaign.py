@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lab
 from lab import (
@@ -36,10 +37,12 @@ from lab.config import Config
 from lab.coverage import study
 from lab.coverage.record import Coverage
 from lab.equipment import Equipment, kit
+from lab.fleet import join
 from lab.lockgraph import stored
 from lab.lockgraph.diff import diff
 from lab.lockgraph.news import news
 from lab.model import (
+    Accelerator,
     BuildFailure,
     Emit,
     Event,
@@ -82,6 +85,9 @@ from lab.subject import (
 from lab.symbols import History
 from lab.verdict.observe import comparable_trials
 
+if TYPE_CHECKING:  # it brings Dask
+    from lab.fleet.crew import Crew
+
 
 @dataclass(slots=True)
 class Gathered:
@@ -115,8 +121,10 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     gathered.setup_s += time.monotonic() - began
     for note in manifest.notes:
         emit(Event(kind=EventKind.WARNING, step="allow", text=note))
-    folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
-    with locked(folder / "lock"):
+    async with contextlib.AsyncExitStack() as held:
+        crew = await held.enter_async_context(join.crew(config, planned.archs, cache, emit))
+        folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
+        held.enter_context(locked(folder / "lock"))
         sweep_temporaries(folder)
         write_atomically(folder / "manifest.json", model.encode(manifest))
         _keep_series(planned.subject.series, folder)
@@ -141,7 +149,7 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         for each in ready:
             if each is not None:
                 machines = await _test_arch(
-                    each, planned, config, cache, folder, gathered, manifest, emit
+                    each, planned, config, cache, folder, gathered, manifest, emit, crew
                 )
                 if counts := counting.get(machines.arch):
                     asked = time.monotonic()
@@ -329,6 +337,32 @@ def _ran_make(result: Kernel | BuildFailure) -> bool:
     return isinstance(result, BuildFailure) or result.make_ran
 
 
+async def _accelerator(
+    ready: Ready,
+    config: Config,
+    cache: Cache,
+    emit: Emit,
+    crew: Crew | None,
+    lost: AcceleratorLost | None,
+) -> Accelerator:
+    """By proof; after KVM was `lost`, it is TCG."""
+    name, kernel, ramfs = ready.base.arch, ready.base.image, ready.initramfs
+    force = config.machine.forced_accel
+    if lost is not None:
+        text = f"{lost.message}; all cases run under TCG now"
+        emit(Event(kind=EventKind.WARNING, step=f"machines {name}", text=text))
+        force = "tcg"
+    if crew is not None:
+        return await crew.prove(name, config.machine, kernel=kernel, initramfs=ramfs, force=force)
+    if lost is not None:
+        return await accel.fall_back(
+            name, kernel=kernel, initramfs=ramfs, cache=cache, emit=emit, reason=lost.message
+        )
+    return await accel.choose_async(
+        name, kernel=kernel, initramfs=ramfs, cache=cache, emit=emit, force=force
+    )
+
+
 async def _open_pool(
     ready: Ready,
     planned: Plan,
@@ -338,53 +372,37 @@ async def _open_pool(
     trials: list[Trial],
     manifest: Manifest,
     emit: Emit,
+    crew: Crew | None,
     lost: AcceleratorLost | None = None,
 ) -> Pool:
-    """The accelerator, by proof, and as many machines at once as this host carries.
+    """The accelerator, by proof, and as many machines at once as this host or the crew carries.
 
     After KVM was `lost`, it is TCG.
     """
     name = ready.base.arch
-    if lost is None:
-        accelerator = await accel.choose_async(
-            name,
-            kernel=ready.base.image,
-            initramfs=ready.initramfs,
-            cache=cache,
-            emit=emit,
-            force=config.machine.forced_accel,
-        )
-    else:
-        text = f"{lost.message}; all cases run under TCG now"
-        emit(Event(kind=EventKind.WARNING, step=f"machines {name}", text=text))
-        accelerator = await accel.fall_back(
-            name,
-            kernel=ready.base.image,
-            initramfs=ready.initramfs,
-            cache=cache,
-            emit=emit,
-            reason=lost.message,
-        )
+    accelerator = await _accelerator(ready, config, cache, emit, crew, lost)
+    here = pool.capacity(
+        config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
+    )
+    machines = await crew.capacity(name, config.machine, accelerator) if crew else here
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
         rough = {case.name: case.expected_s for case in planned.cases if case.expected_s}
         known = rough | pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
-        machines = pool.capacity(
-            config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
-        )
         return Split(machines=machines, costs=plan.costs(limits, known))
 
     split = pool.settle(folder, name, measure)
     if split.machines > 1:
-        text = f"{split.machines} at once, on {pool.cores()} cores"
+        where = f"at {config.fleet.scheduler}" if crew else f"on {pool.cores()} cores"
+        text = f"{split.machines} at once, {where}"
         emit(Event(kind=EventKind.NOTE, step=f"machines {name}", text=text))
-    crowding = pool.crowding(config.machine, split.machines)
+    crowding = 1.0 if crew else pool.crowding(config.machine, split.machines)
     history = History(
         git_dir=planned.subject.source.git_dir,
         commits=prefix_commits(planned.subject, cache, emit),
     )
-    shelf = Shelf(cache) if config.machine.snapshots else None
+    shelf = Shelf(cache) if config.machine.snapshots and not crew else None
     equipment = Equipment(image=ready.image, initramfs=ready.initramfs, accelerator=accelerator)
     kits = {
         kernel.side: replace(
@@ -399,7 +417,8 @@ async def _open_pool(
         )
         for kernel in (ready.base, ready.patched)
     }
-    return Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
+    machines_of = Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
+    return replace(machines_of, execute=crew.execute, far=True) if crew else machines_of
 
 
 async def _test_arch(
@@ -411,6 +430,7 @@ async def _test_arch(
     gathered: Gathered,
     manifest: Manifest,
     emit: Emit,
+    crew: Crew | None,
 ) -> Pool:
     """All that one architecture is asked, by the machines that are returned.
 
@@ -418,7 +438,7 @@ async def _test_arch(
     never compared.
     """
     machines = await _open_pool(
-        ready, planned, config, cache, folder, gathered.trials, manifest, emit
+        ready, planned, config, cache, folder, gathered.trials, manifest, emit, crew
     )
     try:
         await _test(ready, machines, planned, config, gathered)
@@ -426,7 +446,7 @@ async def _test_arch(
         if config.machine.forced_accel is not None:
             raise
         machines = await _open_pool(
-            ready, planned, config, cache, folder, gathered.trials, manifest, emit, lost=lost
+            ready, planned, config, cache, folder, gathered.trials, manifest, emit, crew, lost
         )
         await _test(ready, machines, planned, config, gathered)
     return machines

@@ -116,6 +116,23 @@ class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     allow: tuple[str, ...] = ()
 
 
+class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where cells run, if not here."""
+
+    scheduler: str = ""  # of Dask: "tcp://host:8786"; "": this host runs its cells itself
+    artefacts: str = ""  # URL of a folder that every worker reaches; "": they see our files
+    patience_s: float = 300.0  # how long a scheduler or the last fitting worker may be gone
+
+
+class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A host that can be prepared over ssh; what is left out, ssh's own configuration says."""
+
+    address: str = ""  # "user@name:port"; "": the entry's own name
+    key: str = ""  # file of a private key
+    folder: str = "kernel-patch-lab"  # of the lab there, relative to the home
+    python: str = "python3"  # there
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of `lab.toml`. The defaults here are the defaults of the lab."""
 
@@ -132,6 +149,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     splats: Splats = Splats()
     xfstests: Xfstests = Xfstests()
     kselftest: Kselftest = Kselftest()
+    fleet: Fleet = Fleet()
+    hosts: dict[str, Host] = {}
 
 
 def size_bytes(text: str, *, where: str) -> int:
@@ -201,6 +220,7 @@ def _check_values(config: Config, file: str) -> None:
         ("faultstress.threads", config.faultstress.threads, 1),
         ("xfstests.timeout_s", config.xfstests.timeout_s, 1),
         ("kselftest.timeout_s", config.kselftest.timeout_s, 1),
+        ("fleet.patience_s", config.fleet.patience_s, 1),
     ):
         if value < least:
             raise UserError(f"{file}: {name}: {value} is below {least}")

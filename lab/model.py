@@ -363,6 +363,7 @@ class Trial:
     locks: LockFiles | None = None  # None: of a lab that did not read them
     restored: bool = False  # it began from a snapshot: `boot_s` is the restore's
     dump: str = ""  # file of the trial's folder with the guest's memory; "" if none was kept
+    host: str = ""  # name of the worker that ran it; "": the lab's own host
 
 
 # --- verdict -----------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from lab.store import write_atomically
 from lab.suites import registry
 from lab.suites.protocol import Needs, PlannedCase, Suite, Told
 
+RECORD = "trial.json"
 PROBE = Path(__file__).parent.parent / "images" / "guest" / "probe.sh"
 _MARK_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 30.0
@@ -213,7 +214,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         restored=box.restored,
         dump=box.dump.name if box.dump else "",
     )
-    write_atomically(folder / "trial.json", model.encode(trial))
+    write_atomically(folder / RECORD, model.encode(trial))
     return trial
 
 

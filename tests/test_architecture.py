@@ -58,6 +58,7 @@ ORDER = (
     "trial",
     "equipment",
     "pool",
+    "fleet",
     "prefixes",
     "coverage",
     "campaign",
@@ -71,6 +72,7 @@ ORDER = (
     "culprit",
     "report",
     "doctor",
+    "hosts",
     "cli",
 )
 PURE = ORDER[: ORDER.index("plan") + 1]

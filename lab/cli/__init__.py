@@ -4,7 +4,18 @@ stdout is the result, stderr is progress. Exit codes are `lab.model.ExitCode`; a
 One module for each group of commands; importing it hangs its commands below `cli`.
 """
 
-from lab.cli import bisect, check, coverage, evidence, history, kernels, runs, selftest, upkeep
+from lab.cli import (
+    bisect,
+    check,
+    coverage,
+    evidence,
+    fleet,
+    history,
+    kernels,
+    runs,
+    selftest,
+    upkeep,
+)
 from lab.cli.context import cli
 from lab.cli.entry import entry, explain_group, main
 
@@ -16,6 +27,7 @@ __all__ = [
     "entry",
     "evidence",
     "explain_group",
+    "fleet",
     "history",
     "kernels",
     "main",

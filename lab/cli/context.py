@@ -97,6 +97,12 @@ parallel_option = click.option(
 accel_option = click.option(
     "--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Default: auto."
 )
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run cells on the workers of this Dask scheduler: tcp://HOST:8786. Default: what "
+    "lab.toml says, else here.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 
 

@@ -26,6 +26,7 @@ from lab.cli.context import (
     override,
     parallel_option,
     profile_option,
+    scheduler_option,
     split,
 )
 from lab.model import ExitCode, Outcome, RunRecord
@@ -86,6 +87,7 @@ EXIT = {
 )
 @accel_option
 @parallel_option
+@scheduler_option
 @jobs_option
 @json_option
 @click.pass_obj
@@ -110,6 +112,7 @@ def run(
     dump: bool | None,
     accel: str | None,
     parallel: int | None,
+    scheduler: str | None,
     jobs: int | None,
     as_json: bool,
 ) -> int:
@@ -130,6 +133,7 @@ def run(
         },
         machine={"accel": accel, "parallel": parallel, "dump": dump},
         build={"jobs": jobs},
+        fleet={"scheduler": scheduler},
         faultstress={
             "duration_s": seconds,
             "filesystems": split(filesystem),
