@@ -110,6 +110,40 @@ class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     allow: tuple[str, ...] = ()
 
 
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Jobs of the matrix: a key that is left out stands for every value of its axis."""
+
+    kernel: str | None = None
+    series: str | None = None
+    arch: str | None = None
+    profile: str | None = None
+    filesystem: str | None = None
+    suite: str | None = None
+
+
+class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `lab nightly` runs: every combination of the axes. An empty axis is what `lab run`
+    takes by default."""
+
+    kernels: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    arch: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    filesystems: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()  # "boot,faultstress": both in the same machines
+    include: tuple[Entry, ...] = ()
+    exclude: tuple[Entry, ...] = ()
+
+
+class Nightly(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How `lab nightly` spends its time, and who is told."""
+
+    budget: str = ""  # "8h"; "": as long as it takes
+    mail_to: tuple[str, ...] = ()  # empty: the mail is only written
+    mail_from: str = "lab@localhost"
+    mail_command: tuple[str, ...] = ("/usr/sbin/sendmail", "-t", "-i")  # gets it on its input
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of `lab.toml`. The defaults here are the defaults of the lab."""
 
@@ -125,6 +159,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     splats: Splats = Splats()
     xfstests: Xfstests = Xfstests()
     kselftest: Kselftest = Kselftest()
+    matrix: Matrix = Matrix()
+    nightly: Nightly = Nightly()
 
 
 def size_bytes(text: str, *, where: str) -> int:
@@ -156,6 +192,10 @@ def _check_keys(table: Mapping[str, Any], kind: type, file: str, prefix: str = "
             if not isinstance(value, dict):
                 raise UserError(f"{file}: {prefix}{key} is a table", hint=f"write [{prefix}{key}]")
             _check_keys(value, inner, file, f"{prefix}{key}.")
+        elif inner == tuple[Entry, ...] and isinstance(value, list):
+            for number, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    _check_keys(entry, Entry, file, f"{prefix}{key}[{number}].")
 
 
 def parse(raw: str, *, file: str) -> Config:
@@ -178,6 +218,8 @@ def parse(raw: str, *, file: str) -> Config:
 def _check_values(config: Config, file: str) -> None:
     """Values of the right type that make no sense."""
     size_bytes(config.machine.memory, where=f"{file}: machine.memory")
+    if config.nightly.budget:
+        duration_s(config.nightly.budget, where=f"{file}: nightly.budget")
     if not config.arch:
         raise UserError(f"{file}: arch: none is listed", hint='write it like ["x86_64"]')
     if config.machine.accel not in ("auto", "kvm", "tcg"):
