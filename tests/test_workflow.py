@@ -38,7 +38,7 @@ ODD = (
     job(),
     job(arch="arm64", kernel="", filesystem=""),
     job(series="a: b # c"),
-    job(series="it's $(reboot) `reboot` \"q\""),
+    job(series='it\'s $(reboot) `reboot` "q"'),
     job(series="${{ secrets.TOKEN }}"),
     job(series="- *anchor\nsecond: line"),
     job(series="ünïcode\x07"),

@@ -4,7 +4,7 @@ stdout is the result, stderr is progress. Exit codes are `lab.model.ExitCode`; a
 One module for each group of commands; importing it hangs its commands below `cli`.
 """
 
-from lab.cli import bisect, evidence, kernels, runs, selftest, upkeep
+from lab.cli import bisect, evidence, kernels, nightly, runs, selftest, upkeep
 from lab.cli.context import cli
 from lab.cli.entry import entry, explain_group, main
 
@@ -16,6 +16,7 @@ __all__ = [
     "explain_group",
     "kernels",
     "main",
+    "nightly",
     "runs",
     "selftest",
     "upkeep",

@@ -51,17 +51,11 @@ def _prospect(job: Job, nights: Sequence[NightRecord]) -> Prospect:
     )
 
 
-def next_job(
-    waiting: Sequence[Prospect], left_s: float | None
-) -> tuple[Prospect | None, tuple[Prospect, ...]]:
-    """The first that fits into `left_s` (None: no end), and those before it that do not.
+def next_job(waiting: Sequence[Prospect], left_s: float | None) -> Prospect | None:
+    """The first that fits into `left_s` (None: no end); None if none does.
 
     One that never ran is given the chance: what it takes is not known, and the budget ends it.
     """
-    unfit: list[Prospect] = []
-    for one in waiting:
-        if left_s is None or (left_s > 0 and (one.expected_s or 0.0) <= left_s):
-            return one, tuple(unfit)
-        unfit.append(one)
-    return None, tuple(unfit)
-
+    if left_s is None:
+        return waiting[0] if waiting else None
+    return next((one for one in waiting if 0 < left_s >= (one.expected_s or 0.0)), None)

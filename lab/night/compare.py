@@ -8,7 +8,7 @@ suspicions of a night share one error level.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lab.model import Side
 from lab.night.record import Change, Count, News
@@ -170,14 +170,14 @@ def _worse(seen: Seen, sure: bool) -> Change:
 
 def suspects(every: Sequence[Seen]) -> tuple[Seen, ...]:
     """What more runs tonight could decide."""
-    found = []
-    for seen in every:
-        change = _change(seen, False)
-        if change is Change.SUSPECT or (change is Change.QUIET and not seen.again.runs):
-            found.append(seen)
-        elif change is Change.FLAKY and _much_worse(seen):
-            found.append(seen)
-    return tuple(found)
+    return tuple(seen for seen in every if not seen.again.runs and _open(seen))
+
+
+def _open(seen: Seen) -> bool:
+    change = _change(seen, sure=False)
+    return change in (Change.SUSPECT, Change.QUIET) or (
+        change is Change.FLAKY and _much_worse(seen)
+    )
 
 
 def _much_worse(seen: Seen) -> bool:
@@ -198,7 +198,3 @@ def merged(sides: Mapping[Side, Seen]) -> tuple[Seen, ...]:
     if len(sides) == len(Side):
         return both_sides(sides[Side.BASE], sides[Side.PATCHED])
     return tuple(sides.values())
-
-
-def with_again(seen: Seen, again: Count) -> Seen:
-    return replace(seen, again=again)

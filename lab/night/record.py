@@ -170,9 +170,7 @@ def load(runs: Path, emit: model.Emit | None = None) -> tuple[Night, ...]:
                 emit(Event(kind=EventKind.WARNING, step="nights", text=text))
             continue
         found.append(
-            Night(
-                record=record, folder=path.parent, accepted=(path.parent / "accepted").exists()
-            )
+            Night(record=record, folder=path.parent, accepted=(path.parent / "accepted").exists())
         )
     return tuple(found)
 

@@ -73,15 +73,14 @@ def systemd(
     words = [str(program), *map(str, options), "--quiet", "nightly"]
     if night.budget_s is not None:
         words += ["--budget", f"{night.budget_s:.0f}s"]
-    command = " ".join(map(_systemd_word, words))
-    return {
-        f"lab-nightly.{kind}": _environment()
-        .get_template(f"lab-nightly.{kind}.j2")
-        .render(
-            command=command, folder=_systemd_specifiers(str(folder)), path=_path(program), night=night
-        )
-        for kind in ("service", "timer")
+    values = {
+        "command": " ".join(map(_systemd_word, words)),
+        "folder": _systemd_specifiers(str(folder)),
+        "path": _path(program),
+        "night": night,
     }
+    names = ("lab-nightly.service", "lab-nightly.timer")
+    return {name: _environment().get_template(f"{name}.j2").render(values) for name in names}
 
 
 def _path(program: Path) -> str:
