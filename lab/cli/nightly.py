@@ -85,6 +85,7 @@ def nightly(context: Context, budget: str | None, fresh: bool, no_mail: bool, as
         program=Program(argv=(str(_program()), *_options(context))),
         command=tuple(sys.argv),
         fresh=fresh,
+        again=context.config.run.max_repeats,
     )
     with context.progress() as progress:
         night = asyncio.run(watch.run(request, progress.emit))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lab.model import Side
 from lab.night.record import Change, Count, News
-from lab.verdict.chance import LEVEL, discoveries, fisher
+from lab.verdict.chance import LEVEL, RESOLUTION, discoveries, fisher, smallest_rate
 
 WINDOW = 14  # nights up to the last good one that count together
 
@@ -162,10 +162,21 @@ def _worse(seen: Seen, sure: bool) -> Change:
         return Change.NEW
     if not before.runs:
         return Change.FIRST
+    if _dismissed(seen):
+        return Change.FLAKY
     if not before.bad:
         return Change.SUSPECT
     always = before.bad == before.runs and every.bad == every.runs
     return Change.KNOWN if always else Change.FLAKY
+
+
+def _dismissed(seen: Seen) -> bool:
+    """Fresh runs rule out that it fails much more often than it did: as a run's judge has it."""
+    before, fresh = seen.before, seen.fresh
+    if not (before.runs and fresh.runs):
+        return False
+    most = smallest_rate(fresh.runs, fresh.bad, 1 - LEVEL)
+    return most < before.bad / before.runs + RESOLUTION
 
 
 def suspects(every: Sequence[Seen]) -> tuple[Seen, ...]:
@@ -183,14 +194,6 @@ def _open(seen: Seen) -> bool:
 def _much_worse(seen: Seen) -> bool:
     """It failed in every run tonight and used to pass now and then."""
     return seen.tonight.bad == seen.tonight.runs > 0 and 0 < seen.before.bad < seen.before.runs
-
-
-def runs_wanted(before: Count, most: int) -> int:
-    """Fresh runs, each failing, that would decide against so many passes: at most `most`."""
-    for runs in range(2, most):
-        if fisher(runs, runs, before.bad, max(1, before.runs)) <= LEVEL / 4:
-            return runs
-    return most
 
 
 def merged(sides: Mapping[Side, Seen]) -> tuple[Seen, ...]:

@@ -24,12 +24,18 @@ class Reference:
 
 
 def reference(job: Job, nights: Sequence[Night]) -> Reference:
-    """What to compare that job with. `nights` come newest first."""
+    """What to compare that job with. `nights` come newest first.
+
+    What was before a night that its user accepted counts no more.
+    """
     ran = [night for night in nights if _ran(night, job.key)]
+    accepted = next((n for n, night in enumerate(ran, 1) if night.accepted), len(ran))
     for number, night in enumerate(ran):
         if night.reference_for(job.key):
             return Reference(
-                good=tuple(ran[number:]), since=tuple(ran[:number]), last=night.record.id
+                good=tuple(ran[number:accepted]),
+                since=tuple(ran[:number]),
+                last=night.record.id,
             )
     return Reference(good=tuple(ran), since=(), last="")
 
@@ -100,7 +106,7 @@ def _add(rows: dict[_Key, _Row], key: _Key, row: _Row) -> None:
 def _of_case(row: CaseRow) -> _Row:
     return _Row(
         count=Count(bad=row.tally.failed, runs=row.tally.decided),
-        title="the kernel boots" if row.name == _BOOT else row.name,
+        title="booting" if row.name == _BOOT else row.name,
         regressed=row.comparison is Comparison.REGRESSED and row.side is Side.PATCHED,
     )
 
@@ -139,6 +145,8 @@ def seen(book: Ledger, result: JobResult, against: Reference) -> tuple[Seen, ...
                 kind == "case" and place not in tonight.rows
             ):
                 continue  # not asked tonight
+            if place != (boot := (ground, side, "case", _BOOT)) and _always(tonight.count(boot)):
+                continue  # it does not boot: that says all
             mine = tonight.rows.get(place)
             sides[side] = Seen(
                 subject=Subject(job=key, kind=kind, name=name, title=title),
@@ -147,13 +155,26 @@ def seen(book: Ledger, result: JobResult, against: Reference) -> tuple[Seen, ...
                 # Of a case, runs that asked for it; of a splat, all of them.
                 again=again.count(place),
                 past=Past(
-                    good=tuple(run.count(place) for run in good),
+                    good=tuple(
+                        _counted(night.reference_for(key) or not against.last, run.count(place))
+                        for night, run in zip(against.good, good, strict=True)
+                    ),
                     since=tuple((night, run.count(place)) for night, run in since),
                 ),
                 judged=mine is not None and mine.regressed and not _was(good[:1], place),
             )
         found += merged(sides)
     return tuple(found)
+
+
+def _always(count: Count) -> bool:
+    return 0 < count.runs == count.bad
+
+
+def _counted(good: bool, count: Count) -> Count:
+    """What a night adds to what is usual: of one that was not good, what failed in every run is
+    what was broken then; what failed now and then is a flake."""
+    return count if good or count.bad < count.runs else Count()
 
 
 def _was(runs: Sequence[_Run], key: _Key) -> bool:

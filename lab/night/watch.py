@@ -26,7 +26,6 @@ from lab.store import is_locked, locked, write_atomically
 from lab.verdict.observe import splat_key
 
 _WHOLE_DAY_S = 24 * 3600.0  # a night without a budget that is older is not taken up
-_MOST_AGAIN = 16  # repeats of a suspect on each side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,7 @@ class Request:
     program: Program
     command: tuple[str, ...] = ()
     fresh: bool = False  # do not go on with a night that was cut off
-    repeats: int = 2  # of each case in a job
+    again: int = 16  # repeats of a suspect on each side: [run] max_repeats
 
 
 async def run(request: Request, emit: Emit) -> Night:
@@ -195,7 +194,7 @@ class _State:
             await self._ask_job_again(result, suspects)
 
     async def _ask_job_again(self, result: JobResult, suspects: Sequence[Seen]) -> None:
-        repeats = max(compare.runs_wanted(one.before, _MOST_AGAIN) for one in suspects)
+        repeats = self._request.again
         cases = _cases_of(self._request.runs / result.run, suspects)
         if not cases:
             return
