@@ -1,6 +1,6 @@
 """How often `judge` is right about cases whose failure rates are known, because they are dice.
 
-    python benchmarks/verdict_truth.py [--runs 10000] [--seed 1] [--only same|worse]
+    python benchmarks/verdict_truth.py [--runs 10000] [--seed 1] [--only same|worse|history]
 
 Every simulated run goes through the lab's own loop: screening repeats, `needs_more`, fresh
 repeats, `judge`. Nothing of the statistics is repeated in here. One line for each truth and
@@ -26,6 +26,7 @@ from lab.model import (
     Kernel,
     MachineEnd,
     Outcome,
+    Past,
     Side,
     Splat,
     Trial,
@@ -45,6 +46,8 @@ class Truth:
     name: str
     rates: tuple[tuple[float, float], ...]
     splat: tuple[float, float] = (0.0, 0.0)
+    # Rates of the cases on earlier bases, of which `EARLIER` repeats are known; (): no history.
+    before: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ def _kernel(side: Side) -> Kernel:
     )
 
 
+EARLIER = 60
 _KERNELS = tuple(_kernel(side) for side in Side)
 
 
@@ -120,10 +124,26 @@ def _throw(
     )
 
 
-def simulate(truth: Truth, budget: Budget, dice: random.Random) -> tuple[Outcome, int, bool]:
+def _remember(truth: Truth, names: Sequence[str], dice: random.Random) -> dict[str, Past]:
+    """What is known of earlier bases."""
+    return {
+        name: Past(
+            failed=sum(dice.random() < rate for _ in range(EARLIER)),
+            decided=EARLIER,
+            runs=EARLIER // 6,
+            versions=("6.1",),
+        )
+        for name, rate in zip(names, truth.before, strict=False)
+    }
+
+
+def simulate(
+    truth: Truth, budget: Budget, dice: random.Random, memory: random.Random
+) -> tuple[Outcome, int, bool]:
     """One run: its outcome, case runs spent on the patched side, whether it blamed wrongly."""
     names = tuple(f"case{number}" for number in range(len(truth.rates)))
     trials: list[Trial] = []
+    past = {("x86_64", name): one for name, one in _remember(truth, names, memory).items()}
 
     def given() -> JudgeInput:
         return JudgeInput(
@@ -136,6 +156,7 @@ def simulate(truth: Truth, budget: Budget, dice: random.Random) -> tuple[Outcome
             failures=(),
             repeats=budget.repeats,
             max_repeats=budget.max_repeats,
+            past=past,
         )
 
     for repeat in range(budget.repeats):
@@ -173,7 +194,33 @@ WORSE = (
     Truth(name="0 -> 100 % among 4 flaky at 5, 10, 30, 50 %", rates=((0.0, 1.0), *FLAKY)),
     Truth(name="a new splat in 30 % of boots", rates=((0.0, 0.0),), splat=(0.0, 0.3)),
 )
-TRUTHS = {"same": SAME, "worse": WORSE}
+# Each beside the same truth without history: what history changes, where it is true and where not.
+_OTHERS = ((0.0, 0.0),) * 7
+_QUIET = (0.0,) * 7
+HISTORY = (
+    Truth(name="8 flaky at 10 %", rates=((0.1, 0.1),) * 8),
+    Truth(name="8 flaky at 10 %, as known", rates=((0.1, 0.1),) * 8, before=(0.1,) * 8),
+    Truth(name="8 flaky at 30 %", rates=((0.3, 0.3),) * 8),
+    Truth(name="8 flaky at 30 %, as known", rates=((0.3, 0.3),) * 8, before=(0.3,) * 8),
+    Truth(
+        name="0 -> 30 %, earlier bases at 30 %",
+        rates=(*_OTHERS, (0.0, 0.3)),
+        before=(*_QUIET, 0.3),
+    ),
+    Truth(name="10 -> 40 %", rates=(*_OTHERS, (0.1, 0.4))),
+    Truth(
+        name="10 -> 40 %, earlier bases at 10 %",
+        rates=(*_OTHERS, (0.1, 0.4)),
+        before=(*_QUIET, 0.1),
+    ),
+    Truth(
+        name="10 -> 40 %, earlier bases at 40 %",
+        rates=(*_OTHERS, (0.1, 0.4)),
+        before=(*_QUIET, 0.4),
+    ),
+)
+TRUTHS = {"same": SAME, "worse": WORSE, "history": HISTORY}
+DEFAULT = Budget(repeats=2, max_repeats=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +238,8 @@ def score(truth: Truth, budget: Budget, runs: int, seed: int) -> Score:
     outcomes: Counter[Outcome] = Counter()
     spent = wrong = 0
     for number in range(runs):
-        outcome, cost, blamed = simulate(truth, budget, random.Random(f"{seed} {number}"))
+        dice, memory = random.Random(f"{seed} {number}"), random.Random(f"past {seed} {number}")
+        outcome, cost, blamed = simulate(truth, budget, dice, memory)
         outcomes[outcome] += 1
         spent += cost
         wrong += blamed
@@ -211,6 +259,9 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(TRUTHS), help="one half of the truths")
     arguments = parser.parse_args()
     truths = TRUTHS[arguments.only] if arguments.only else (*SAME, *WORSE)
+    budgets = (QUICK, MIDDLE, THOROUGH)
+    if arguments.only == "history":
+        budgets = (DEFAULT, MIDDLE, THOROUGH)
     began = time.monotonic()
     out = sys.stdout
     out.write(
@@ -218,7 +269,7 @@ def main() -> None:
     )
     out.write("|---|---|---|---|---|---|---|\n")
     for truth in truths:
-        for budget in (QUICK, MIDDLE, THOROUGH):
+        for budget in budgets:
             got = score(truth, budget, arguments.runs, arguments.seed)
             out.write(
                 f"| {truth.name} | {budget.repeats} to {budget.max_repeats} "

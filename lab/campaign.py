@@ -23,6 +23,7 @@ from lab import (
     host,
     image,
     initramfs,
+    ledger,
     model,
     plan,
     pool,
@@ -32,11 +33,11 @@ from lab import (
 from lab.accel import AcceleratorLost
 from lab.arch import arch as arch_row
 from lab.config import Config
+from lab.equipment import Equipment, kit
 from lab.lockgraph import stored
 from lab.lockgraph.diff import diff
 from lab.lockgraph.news import news
 from lab.model import (
-    Accelerator,
     BuildFailure,
     Emit,
     Event,
@@ -44,6 +45,7 @@ from lab.model import (
     Kernel,
     LabFault,
     Manifest,
+    Past,
     PrefixResult,
     RootImage,
     RunRecord,
@@ -55,7 +57,7 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
-from lab.rig import SCRATCH_BYTES
+from lab.series import TOML_NAME, mail_bytes, toml_text
 from lab.snapshot import Shelf
 from lab.splat import allow
 from lab.store import (
@@ -71,14 +73,12 @@ from lab.subject import (
     Request,
     build_pair,
     make_plan,
+    own_fragments,
     prefix_commits,
-    slowness,
     take,
-    timeouts,
 )
-from lab.suites.protocol import PlannedCase, Suite
 from lab.symbols import History
-from lab.trial import Kit
+from lab.verdict.observe import comparable
 
 
 @dataclass(slots=True)
@@ -90,6 +90,7 @@ class Gathered:
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     prefixes: list[PrefixResult] = field(default_factory=list)
+    past: dict[tuple[str, str], Past] = field(default_factory=dict)  # of earlier bases
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
 
@@ -107,17 +108,16 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         emit(Event(kind=EventKind.NOTE, step="cache", text=f"swept {swept} unfinished leftovers"))
     began = time.monotonic()
     gathered = Gathered()
-    subject = take(request, cache, emit)
-    planned = make_plan(subject, config, cache=cache, emit=emit)
+    planned, manifest = prospect(request, cache, emit)
     gathered.setup_s += time.monotonic() - began
-    manifest = _manifest(request, planned)
     for note in manifest.notes:
         emit(Event(kind=EventKind.WARNING, step="allow", text=note))
     folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
     with locked(folder / "lock"):
         sweep_temporaries(folder)
         write_atomically(folder / "manifest.json", model.encode(manifest))
-        _keep_series(subject.series, folder)
+        _keep_series(planned.subject.series, folder)
+        _keep_fragments(config, folder)
         # A build that fails is told before minutes of tests, and no build slows a test down.
         ready = [
             await _prepare(name, planned, config, cache, gathered, emit) for name in planned.archs
@@ -132,9 +132,20 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         for each in ready:
             if each is not None:
                 await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
+        gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
     return record, folder
+
+
+def prospect(request: Request, cache: Cache, emit: Emit) -> tuple[Plan, Manifest]:
+    """What a run of that request would do, and all that it would depend on. Nothing is built.
+
+    Raises `UserError` if the request cannot be carried out.
+    """
+    subject = take(request, cache, emit)
+    planned = make_plan(subject, request.config, cache=cache, emit=emit)
+    return planned, _manifest(request, planned)
 
 
 def _manifest(request: Request, planned: Plan) -> Manifest:
@@ -189,6 +200,8 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         tools=_tool_versions(planned.archs),
         notes=allow.expired(planned.allowed, today=now.date()),
         config=model.encode(config).decode(),
+        each_patch=request.each_patch,
+        replays=request.replays,
     )
 
 
@@ -232,11 +245,22 @@ def _open_run(runs: Path, manifest: Manifest, emit: Emit) -> tuple[Path, Manifes
 
 
 def _keep_series(series: Series, folder: Path) -> None:
-    """The patches as they were taken, so that the run can be repeated without their origin."""
+    """The series as it was taken, so that the run can be repeated without its origin."""
+    names: list[str] = []
     for number, patch in enumerate(series.patches, 1):
-        name = f"{number:04}-{_slug(patch.subject)}.patch"
-        raw = patch.mail.encode("utf-8", "surrogateescape")
-        write_atomically(folder / "series" / name, raw)
+        names.append(f"{number:04}-{_slug(patch.subject)}.patch")
+        write_atomically(folder / "series" / names[-1], mail_bytes(patch))
+    # The order is final: a part of a series was tested as such.
+    quilt = "".join(f"{name}\n" for name in names)
+    write_atomically(folder / "series" / "series", quilt.encode())
+    write_atomically(folder / "series" / TOML_NAME, toml_text(series).encode())
+
+
+def _keep_fragments(config: Config, folder: Path) -> None:
+    """The user's own fragments, which may be other ones tomorrow."""
+    for number, fragment in enumerate(own_fragments(config), 1):
+        kept = folder / "fragments" / f"{number:02}-{Path(fragment.name).name}"
+        write_atomically(kept, fragment.text.encode())
 
 
 # --- one architecture --------------------------------------------------------------------------
@@ -282,32 +306,6 @@ async def _prepare(
 
 def _ran_make(result: Kernel | BuildFailure) -> bool:
     return isinstance(result, BuildFailure) or result.make_ran
-
-
-def kit(
-    kernel: Kernel,
-    suites: Sequence[Suite],
-    cases: Sequence[PlannedCase],
-    config: Config,
-    root: RootImage,
-    ramfs: Path,
-    accelerator: Accelerator,
-    *,
-    crowding: float = 1.0,
-) -> Kit:
-    """What the trials of one kernel share; limits stretched to how fast its machines are."""
-    work_s = sum(case.timeout_s for case in cases)
-    slower = slowness(accelerator, crowding=crowding)
-    return Kit(
-        kernel=kernel,
-        initramfs=ramfs,
-        image=root,
-        accelerator=accelerator,
-        timeouts=timeouts(config, accelerator, work_s=work_s, crowding=crowding),
-        suites=tuple(suites),
-        cases={case.name: replace(case, timeout_s=case.timeout_s * slower) for case in cases},
-        scratch_bytes=SCRATCH_BYTES,
-    )
 
 
 async def _open_pool(
@@ -366,18 +364,10 @@ async def _open_pool(
         commits=prefix_commits(planned.subject, cache, emit),
     )
     shelf = Shelf(cache) if config.machine.snapshots else None
+    equipment = Equipment(image=ready.image, initramfs=ready.initramfs, accelerator=accelerator)
     kits = {
         kernel.side: replace(
-            kit(
-                kernel,
-                planned.suites,
-                planned.cases,
-                config,
-                ready.image,
-                ready.initramfs,
-                accelerator,
-                crowding=crowding,
-            ),
+            kit(kernel, planned.suites, planned.cases, config, equipment, crowding=crowding),
             history=history if kernel.side is Side.PATCHED else None,
             allowed=planned.allowed,
             # The day on which the run was begun: one that is taken up goes on with the same list.
@@ -464,7 +454,33 @@ def _judge_input(planned: Plan, config: Config, gathered: Gathered) -> verdict.J
         counters=planned.subject.series.counters,
         absent=planned.absent,
         prefixes=tuple(gathered.prefixes),
+        past=gathered.past,
     )
+
+
+def _past(
+    manifest: Manifest, trials: Sequence[Trial], folder: Path, emit: Emit
+) -> dict[tuple[str, str], Past]:
+    """What the bases of earlier runs showed, for each architecture on the ground of this run."""
+    found: dict[tuple[str, str], Past] = {}
+    try:
+        with ledger.opened(folder.parent) as book:
+            for arch in manifest.archs:
+                mine = [trial for trial in trials if trial.cell.arch == arch]
+                kept, _ = comparable(mine, arch, manifest.profile)
+                grounds = {ledger.ground_of(trial, manifest) for trial in kept}
+                if len(grounds) != 1:
+                    continue  # of several, none is that of the verdict
+                known = ledger.past(
+                    book,
+                    ground=grounds.pop(),
+                    version=manifest.source.version,
+                    before=manifest.created,
+                )
+                found |= {(arch, name): past for name, past in known.items()}
+    except LabFault as fault:  # a verdict without history is one
+        emit(Event(kind=EventKind.WARNING, step="history", text=fault.message))
+    return found
 
 
 def _lock_news(gathered: Gathered, folder: Path) -> tuple[verdict.LockNews, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lab import accel, image, initramfs, kconfig, locks, source, subject, trial
+from lab import kconfig, locks, source, subject, trial
 from lab.arch import arch as arch_row
 from lab.build import build
 from lab.config import Config
+from lab.equipment import equip
 from lab.guest import Down, TimedOut
 from lab.machine import Machine, Timeouts
 from lab.model import (
@@ -99,21 +101,13 @@ def prepare(request: BootRequest, emit: Emit) -> Rig:
             f"the {kernel.side} kernel does not build: {error.file}:{error.line}: {error.message}",
             hint=f"the whole log: {kernel.log}",
         )
-    root = image.root_image(kernel.arch, cache=cache, emit=emit)
-    ramfs = initramfs.initramfs(kernel.arch, cache=cache, emit=emit)
-    chosen = accel.choose(
-        kernel.arch,
-        kernel=kernel.image,
-        initramfs=ramfs,
-        cache=cache,
-        emit=emit,
-        force=config.machine.forced_accel,
-    )
+    equipment = asyncio.run(equip(kernel, config, cache, emit))
+    chosen = equipment.accelerator
     limits = subject.timeouts(config, chosen, work_s=request.timeout_s)
     return Rig(
         kernel=kernel,
-        initramfs=ramfs,
-        image=root,
+        initramfs=equipment.initramfs,
+        image=equipment.image,
         accelerator=chosen,
         timeouts=limits,
         memory_bytes=config.machine.memory_bytes,

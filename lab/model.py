@@ -401,6 +401,16 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What earlier runs saw of a case or splat on their bases, on the same ground as this run."""
+
+    failed: int  # of a splat: repeats that showed it
+    decided: int
+    runs: int
+    versions: tuple[str, ...]  # of these bases, newest run first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaseVerdict:
     name: str
     arch: str
@@ -410,6 +420,7 @@ class CaseVerdict:
     comparison: Comparison
     p_value: float | None  # one-sided Fisher, where both sides have counts
     reason: str
+    past: Past | None = None  # None: no earlier run that may be compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,6 +445,7 @@ class SplatVerdict:
     patched_trials: int
     comparison: Comparison
     arch: str = ""
+    past: Past | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,6 +484,8 @@ class Manifest:
     tools: dict[str, str]
     notes: tuple[str, ...] = ()  # what a reader must know besides, from before the first build
     config: str = ""  # the whole configuration in force, as JSON; "": of a lab that did not keep it
+    each_patch: bool = False  # every prefix of the series was to be built and booted, too
+    replays: str = ""  # the run that this one repeats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab import accel, build, image, initramfs, verdict
+from lab import build, verdict
 from lab.config import Config
+from lab.equipment import cell, equip, kit
 from lab.model import (
     BuildFailure,
     CaseState,
-    Cell,
     Diagnostic,
     Emit,
     Event,
@@ -31,7 +31,7 @@ from lab.model import (
 )
 from lab.pool import Pool, Split
 from lab.store import Cache
-from lab.subject import Plan, prefix_fragments, timeouts
+from lab.subject import Plan, prefix_fragments
 from lab.suites.boot import CASE, Boot
 from lab.suites.protocol import SuiteOptions
 from lab.tree import checkout
@@ -110,29 +110,15 @@ async def check(
 
 
 async def _bench(base: Kernel, config: Config, cache: Cache, folder: Path, emit: Emit) -> _Bench:
-    root = await asyncio.to_thread(image.root_image, base.arch, cache=cache, emit=emit)
-    ramfs = await asyncio.to_thread(initramfs.initramfs, base.arch, cache=cache, emit=emit)
-    chosen = await accel.choose_async(
-        base.arch,
-        kernel=base.image,
-        initramfs=ramfs,
-        cache=cache,
-        emit=emit,
-        force=config.machine.forced_accel,
-    )
-    cases = {case.name: case for case in _BOOT.plan(SuiteOptions())}
-    kit = Kit(
-        kernel=base,
-        initramfs=ramfs,
-        image=root,
-        accelerator=chosen,
-        timeouts=timeouts(config, chosen, work_s=sum(one.timeout_s for one in cases.values())),
-        suites=(_BOOT,),
-        cases=cases,
-        scratch_bytes=_SCRATCH_BYTES,
-    )
+    equipment = await equip(base, config, cache, emit)
+    whole = kit(base, (_BOOT,), _BOOT.plan(SuiteOptions()), config, equipment)
     return _Bench(
-        arch=base.arch, config=config, kit=kit, folder=folder / "prefixes", trials=[], emit=emit
+        arch=base.arch,
+        config=config,
+        kit=replace(whole, scratch_bytes=_SCRATCH_BYTES),
+        folder=folder / "prefixes",
+        trials=[],
+        emit=emit,
     )
 
 
@@ -141,9 +127,10 @@ async def _bench(base: Kernel, config: Config, cache: Cache, folder: Path, emit:
 
 async def _look(kernel: Kernel, side: Side, bench: _Bench, known: frozenset[str]) -> _Look:
     """Boot it; once if all is well, else until it is clear whether it always fails."""
+    own = replace(bench.kit, kernel=kernel)
     machines = Pool(
         arch=bench.arch,
-        kits={side: _with_kernel(bench.kit, kernel)},
+        kits={side: own},
         folder=bench.folder,
         split=Split(machines=1, costs={}),
         trials=bench.trials,
@@ -151,7 +138,7 @@ async def _look(kernel: Kernel, side: Side, bench: _Bench, known: frozenset[str]
     )
     problems: list[tuple[str, str]] = []
     for repeat in range(TRIES):
-        trial = await machines.one_trial(_cell(kernel, side, repeat, bench))
+        trial = await machines.one_trial(cell(own, bench.config, (CASE,), repeat))
         bench.trials.append(trial)
         problems.append(problem(trial, known))
         if not problems[-1][0]:
@@ -206,36 +193,6 @@ def problem(trial: Trial, known: frozenset[str]) -> tuple[str, str]:
         if result.state is not CaseState.PASSED and not result.splats:
             return "case", f"{result.name} {result.state}: {result.message}"
     return ("", "") if trial.results else ("lost", f"no case ran: {trial.note or trial.end}")
-
-
-def _with_kernel(kit: Kit, kernel: Kernel) -> Kit:
-    return Kit(
-        kernel=kernel,
-        initramfs=kit.initramfs,
-        image=kit.image,
-        accelerator=kit.accelerator,
-        timeouts=kit.timeouts,
-        suites=kit.suites,
-        cases=kit.cases,
-        scratch_bytes=kit.scratch_bytes,
-    )
-
-
-def _cell(kernel: Kernel, side: Side, repeat: int, bench: _Bench) -> Cell:
-    config = bench.config
-    return Cell(
-        arch=bench.arch,
-        side=side,
-        profile=config.profile,
-        suites=(_BOOT.name,),
-        cases=(CASE,),
-        kernel_key=kernel.key,
-        image_sha256=bench.kit.image.sha256,
-        repeat=repeat,
-        seed=config.run.seed + repeat,
-        memory_bytes=config.machine.memory_bytes,
-        cpus=config.machine.cpus,
-    )
 
 
 def _unbuilt(number: int, patch: Patch, failure: BuildFailure) -> PrefixResult:

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lab
-from lab import accel, build, control, image, initramfs, intake, kconfig, model, plan
+from lab import build, control, equipment, intake, kconfig, model, plan
 from lab.arch import arch as arch_row
 from lab.campaign import Gathered
 from lab.config import Config
 from lab.control import BASE, Control, Expected, Judged
+from lab.equipment import Equipment, equip
 from lab.kconfig import Fragment
 from lab.model import (
     BuildFailure,
@@ -42,10 +43,9 @@ from lab.model import (
     UserError,
 )
 from lab.pool import Pool, Split
-from lab.rig import SCRATCH_BYTES
 from lab.source import open_source
 from lab.store import Cache, is_locked, locked, write_atomically
-from lab.subject import DEFAULT_KERNEL, check_tools, own_fragments, timeouts
+from lab.subject import DEFAULT_KERNEL, check_tools, own_fragments
 from lab.suites import boot, lkdtm, registry
 from lab.suites.protocol import PlannedCase, Suite, SuiteOptions
 from lab.tree import Tree, checkout
@@ -259,10 +259,6 @@ def _open_run(runs: Path, started: SelftestRecord, emit: Emit) -> tuple[Path, Se
 
 
 async def _run_arch(work: _Work) -> None:
-    root, ramfs = await asyncio.gather(
-        asyncio.to_thread(image.root_image, work.arch, cache=work.cache, emit=work.emit),
-        asyncio.to_thread(initramfs.initramfs, work.arch, cache=work.cache, emit=work.emit),
-    )
     # One kernel at a time, clean ones first: what runs on it then has no build beside it.
     order = sorted(work.controls, key=lambda one: (one.profile, one.on, one.patched))
     for number, one in enumerate(order):
@@ -274,7 +270,7 @@ async def _run_arch(work: _Work) -> None:
                 fraction=number / len(order),
             )
         )
-        result = await _run_control(one, work, root, ramfs)
+        result = await _run_control(one, work)
         work.results.append(result)
         work.emit(
             Event(
@@ -287,9 +283,7 @@ def _step(one: Control, work: _Work) -> str:
     return f"control {one.name} {work.arch}"
 
 
-async def _run_control(
-    one: Control, work: _Work, root: model.RootImage, ramfs: Path
-) -> ControlResult:
+async def _run_control(one: Control, work: _Work) -> ControlResult:
     """Build it, see that the kernel without it is quiet, run it until it is caught or too late."""
     clean = await asyncio.to_thread(_clean_kernel, one.on, one.profile, work)
     if isinstance(clean, BuildFailure):
@@ -307,16 +301,9 @@ async def _run_control(
     ]
     if lacking:
         return _ungraded(one, work, f"its kernel lacks {', '.join(lacking)}")
-    chosen = await accel.choose_async(
-        work.arch,
-        kernel=clean.image,
-        initramfs=ramfs,
-        cache=work.cache,
-        emit=work.emit,
-        force=work.config.machine.forced_accel,
-    )
-    fault = _kit(one, built, chosen, root, ramfs, work)
-    sound = _kit(one, clean, chosen, root, ramfs, work)
+    gear = await equip(clean, work.config, work.cache, work.emit)
+    fault = _kit(one, built, gear, work)
+    sound = _kit(one, clean, gear, work)
     quiet, quiet_trials = await _see_quiet(one, sound, work)
     if quiet.grade is not Grade.QUIET:
         text = f"without the fault, {quiet.reason}"
@@ -457,45 +444,18 @@ def _build(
 # --- machines ----------------------------------------------------------------------------------
 
 
-def _kit(
-    one: Control,
-    kernel: Kernel,
-    chosen: model.Accelerator,
-    root: model.RootImage,
-    ramfs: Path,
-    work: _Work,
-) -> Kit:
-    hello = _BOOT.plan(SuiteOptions())
-    cases = {case.name: case for case in (*hello, *_plan(one))}
-    total_s = sum(case.timeout_s for case in cases.values())
-    return Kit(
-        kernel=kernel,
-        initramfs=ramfs,
-        image=root,
-        accelerator=chosen,
-        timeouts=timeouts(work.config, chosen, work_s=total_s),
-        suites=(_BOOT, *(suite for suite in _suites(one) if suite.name != _BOOT.name)),
-        cases=cases,
-        scratch_bytes=SCRATCH_BYTES,
+def _kit(one: Control, kernel: Kernel, gear: Equipment, work: _Work) -> Kit:
+    cases = {case.name: case for case in (*_BOOT.plan(SuiteOptions()), *_plan(one))}
+    suites = (_BOOT, *(suite for suite in _suites(one) if suite.name != _BOOT.name))
+    return replace(
+        equipment.kit(kernel, suites, tuple(cases.values()), work.config, gear),
         enough=frozenset(each.kind.value for each in one.expect if each.kind),
     )
 
 
 def _cell(one: Control, kit: Kit, cases: tuple[str, ...], repeat: int, work: _Work) -> Cell:
-    return Cell(
-        arch=work.arch,
-        side=kit.kernel.side,
-        profile=one.profile,
-        suites=tuple(suite.name for suite in kit.suites),
-        cases=cases,
-        kernel_key=kit.kernel.key,
-        image_sha256=kit.image.sha256,
-        repeat=repeat,
-        seed=work.config.run.seed + repeat,
-        memory_bytes=work.config.machine.memory_bytes,
-        cpus=work.config.machine.cpus,
-        settings=one.settings,
-    )
+    planned = equipment.cell(kit, work.config, cases, repeat, profile=one.profile)
+    return replace(planned, settings=one.settings)
 
 
 def _pool(kit: Kit, work: _Work) -> Pool:

@@ -12,6 +12,7 @@ import email.errors
 import email.header
 import email.message
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Sequence
@@ -130,6 +131,28 @@ def parse(
 def mail_bytes(patch: Patch) -> bytes:
     """The mail of a patch, byte for byte."""
     return patch.mail.encode("utf-8", "surrogateescape")
+
+
+def toml_text(series: Series) -> str:
+    """A `series.toml` that says of the series what its patches do not."""
+
+    def word(text: str) -> str:
+        # A string of JSON is one of TOML, but for DEL.
+        return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+    def words(texts: Sequence[str]) -> str:
+        return f"[{', '.join(map(word, texts))}]"
+
+    lines = [f"title = {word(series.title)}"]
+    if series.kernel is not None:
+        lines.append(f"kernel = {word(series.kernel)}")
+    lines += [
+        f"config = {words(series.fragment.splitlines())}",
+        f"suites = {words(series.suites)}",
+        f"cover = {word(series.cover)}",
+        f"counters = {words(series.counters)}",
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _settings(toml: bytes | None) -> _Toml:

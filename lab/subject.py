@@ -53,6 +53,10 @@ class Request:
     command: tuple[str, ...] = ()
     each_patch: bool = False  # build and boot every prefix of the series, too
     repository: Path | None = None  # where a git range is looked up; default: the kernel's tree
+    # What a replay has at hand already, and the run that it repeats.
+    series: Series | None = None
+    source: Source | None = None
+    replays: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +95,12 @@ def take(request: Request, cache: Cache, emit: Emit) -> Subject:
     if repository is None and name and not name.startswith("debian:"):
         candidate = Path(name.partition("@")[0]).expanduser()
         repository = candidate if candidate.is_dir() else None
-    series = intake.take(request.patch, repository=repository, cache=cache, emit=emit)
-    kernel = source.open_source(name or series.kernel or DEFAULT_KERNEL, cache=cache, emit=emit)
+    series = request.series or intake.take(
+        request.patch, repository=repository, cache=cache, emit=emit
+    )
+    kernel = request.source or source.open_source(
+        name or series.kernel or DEFAULT_KERNEL, cache=cache, emit=emit
+    )
     if kernel.dirty:
         text = f"{kernel.name} has uncommitted changes; they are not part of the test"
         emit(Event(kind=EventKind.WARNING, step="source", text=text))

@@ -4,7 +4,7 @@ stdout is the result, stderr is progress. Exit codes are `lab.model.ExitCode`; a
 One module for each group of commands; importing it hangs its commands below `cli`.
 """
 
-from lab.cli import bisect, evidence, kernels, nightly, runs, selftest, upkeep
+from lab.cli import bisect, evidence, history, kernels, nightly, runs, selftest, upkeep
 from lab.cli.context import cli
 from lab.cli.entry import entry, explain_group, main
 
@@ -14,6 +14,7 @@ __all__ = [
     "entry",
     "evidence",
     "explain_group",
+    "history",
     "kernels",
     "main",
     "nightly",

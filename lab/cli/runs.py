@@ -139,21 +139,18 @@ def run(
     request = Request(patch=patch, config=chosen, command=tuple(sys.argv), each_patch=each_patch)
     with context.progress() as progress:
         record, folder = asyncio.run(campaign.run(request, progress.emit))
-    _write_reports(record, folder)
-    _show(context, record, folder, as_json)
-    return _EXIT[record.verdict.outcome]
+    return finish(context, record, folder, as_json=as_json)
 
 
-def _write_reports(record: RunRecord, folder: Path) -> None:
+def finish(context: Context, record: RunRecord, folder: Path, *, as_json: bool) -> ExitCode:
+    """Write the reports of a judged run, show it, and say how it ends."""
     write_atomically(folder / "report.html", html.page(record, folder).encode())
     write_atomically(folder / "junit.xml", junit.xml(record))
-
-
-def _show(context: Context, record: RunRecord, folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(model.encode(record), nl=False)
     else:
         terminal.summary(record, folder, context.out)
+    return _EXIT[record.verdict.outcome]
 
 
 @cli.command(name="report")
@@ -167,6 +164,4 @@ def report_command(context: Context, run_name: str | None, as_json: bool) -> int
     """
     folder = campaign.find_run(context.config.paths.runs_dir, run_name)
     record = model.decode((folder / "record.json").read_bytes(), RunRecord)
-    _write_reports(record, folder)
-    _show(context, record, folder, as_json)
-    return _EXIT[record.verdict.outcome]
+    return finish(context, record, folder, as_json=as_json)

@@ -9,31 +9,29 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import accel, build, image, initramfs, plan, selection, subject, tree, trial
+from lab import build, plan, selection, subject, tree, trial
 from lab.arch import arch as arch_row
 from lab.bisect import Step, StepKind
 from lab.build.signature import signature
 from lab.config import Config
 from lab.culprit.symptom import Symptom, judge
 from lab.culprit.track import Point, Track
+from lab.equipment import Equipment, cell, equip, kit
 from lab.model import (
-    Accelerator,
     BuildFailure,
     Cell,
     Emit,
     Event,
     Kernel,
     LabFault,
-    RootImage,
     Side,
     Trial,
     UserError,
 )
-from lab.rig import SCRATCH_BYTES
 from lab.selection import Selection
 from lab.store import Cache, remove_tree
 from lab.suites import registry
@@ -186,17 +184,17 @@ class Machines:
     cache: Cache
     emit: Emit
     symptom: Symptom
-    _equipment: tuple[RootImage, Path, Accelerator] | None = None
+    _equipment: Equipment | None = None
 
     def __call__(self, kernel: Kernel, repeat: int, folder: Path) -> tuple[Trial, ...]:
         """In as many machines as it takes: what goes down is charged to one case."""
-        root, ramfs, accelerator = self._equip(kernel)
-        kit = self._kit(kernel, root, ramfs, accelerator)
-        todo: Cell | None = self._cell(kernel, repeat, root)
+        own = self._kit(kernel)
+        names = [case.name for case in self.cases.cases]
+        todo: Cell | None = cell(own, self.config, names, repeat)
         trials: list[Trial] = []
         while todo is not None:
             place = folder / f"{len(trials) + 1}"
-            record = asyncio.run(trial.run(todo, kit, place, _quiet))
+            record = asyncio.run(trial.run(todo, own, place, _quiet))
             trials.append(record)
             shown = judge(self.symptom, trials).kind is StepKind.BAD
             if shown or not record.results:
@@ -204,52 +202,18 @@ class Machines:
             todo = plan.remaining(todo, [result.name for result in record.results])
         return tuple(trials)
 
-    def _equip(self, kernel: Kernel) -> tuple[RootImage, Path, Accelerator]:
-        """Image, initramfs and accelerator: the first kernel that runs, the good end, proves it."""
+    def _equip(self, kernel: Kernel) -> Equipment:
+        """Proved by the first kernel that runs, the good end."""
         if self._equipment is None:
-            root = image.root_image(kernel.arch, cache=self.cache, emit=self.emit)
-            ramfs = initramfs.initramfs(kernel.arch, cache=self.cache, emit=self.emit)
-            accelerator = accel.choose(
-                kernel.arch,
-                kernel=kernel.image,
-                initramfs=ramfs,
-                cache=self.cache,
-                emit=self.emit,
-                force=self.config.machine.forced_accel,
-            )
-            self._equipment = (root, ramfs, accelerator)
+            self._equipment = asyncio.run(equip(kernel, self.config, self.cache, self.emit))
         return self._equipment
 
-    def _kit(self, kernel: Kernel, root: RootImage, ramfs: Path, accelerator: Accelerator) -> Kit:
-        cases = self.cases.cases
-        work_s = sum(case.timeout_s for case in cases)
-        return Kit(
-            kernel=kernel,
-            initramfs=ramfs,
-            image=root,
-            accelerator=accelerator,
-            timeouts=subject.timeouts(self.config, accelerator, work_s=work_s),
-            suites=self.cases.suites,
-            cases={case.name: case for case in cases},
-            scratch_bytes=SCRATCH_BYTES,
+    def _kit(self, kernel: Kernel) -> Kit:
+        return replace(
+            kit(kernel, self.cases.suites, self.cases.cases, self.config, self._equip(kernel)),
             allowed=subject.known_splats(self.config),
             today=datetime.now(UTC).date(),
             disks=self.cases.disks.get((kernel.arch, kernel.side), ()),
-        )
-
-    def _cell(self, kernel: Kernel, repeat: int, root: RootImage) -> Cell:
-        return Cell(
-            arch=kernel.arch,
-            side=kernel.side,
-            profile=self.config.profile,
-            suites=tuple(suite.name for suite in self.cases.suites),
-            cases=tuple(case.name for case in self.cases.cases),
-            kernel_key=kernel.key,
-            image_sha256=root.sha256,
-            repeat=repeat,
-            seed=self.config.run.seed + repeat,
-            memory_bytes=self.config.machine.memory_bytes,
-            cpus=self.config.machine.cpus,
         )
 
 

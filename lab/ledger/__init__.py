@@ -4,7 +4,8 @@ It is an index: all of it can be made again from the runs' folders.
 """
 
 from lab.ledger.book import FILE_NAME, Ledger, Synced, opened
-from lab.ledger.extract import extract
+from lab.ledger.extract import extract, ground_of
+from lab.ledger.past import past
 from lab.ledger.rows import (
     CaseRow,
     Extract,
@@ -27,5 +28,7 @@ __all__ = [
     "Synced",
     "Where",
     "extract",
+    "ground_of",
     "opened",
+    "past",
 ]

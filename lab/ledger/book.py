@@ -80,6 +80,13 @@ def _explained(runs: Path) -> Iterator[None]:
 def _connect(runs: Path) -> sqlite3.Connection:
     if not runs.is_dir() or not os.access(runs, os.W_OK):
         return _prepared(sqlite3.connect(":memory:", isolation_level=None))
+    try:
+        return _connect_file(runs)
+    except OSError as error:
+        raise LabFault(f"{runs / FILE_NAME}: {error}") from error
+
+
+def _connect_file(runs: Path) -> sqlite3.Connection:
     path = runs / FILE_NAME
     with locked(runs / f".{FILE_NAME}.lock"):  # two labs that both find no file, or a bad one
         with contextlib.suppress(sqlite3.DatabaseError):

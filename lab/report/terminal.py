@@ -30,6 +30,10 @@ from lab.model import (
 )
 from lab.report import locks, view
 from lab.report import progress as progress_module
+from lab.report.layout import grid as _grid
+from lab.report.layout import heading as _heading
+from lab.report.layout import item as _item
+from lab.report.layout import printable_line
 from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
 from lab.splat import places
 
@@ -114,34 +118,6 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _ending(record, folder, console)
 
 
-def _heading(console: Console, text: str) -> None:
-    console.print()
-    console.print(Text(text, style="bold"))
-
-
-def _item(console: Console, *parts: str | tuple[str, str], indent: int = 2) -> None:
-    """A paragraph, indented as a block and without the blanks at line ends that pads leave."""
-    for line in Text.assemble(*parts).wrap(console, max(20, console.width - indent)):
-        line.rstrip()
-        console.print(Text.assemble(" " * indent, line), soft_wrap=True)
-
-
-def _grid(console: Console, rows: Sequence[Sequence[str | tuple[str, str]]], indent: int) -> None:
-    """Columns as wide as they must be, closer together if need be; the first row is the heading."""
-    cells = [[Text(*((cell, "") if isinstance(cell, str) else cell)) for cell in r] for r in rows]
-    widths = [max(cell.cell_len for cell in column) for column in zip(*cells, strict=True)]
-    gap = 2 if indent + sum(widths) + 2 * (len(widths) - 1) <= console.width else 1
-    for number, row in enumerate(cells):
-        line = Text(" " * indent)
-        for cell, width in zip(row, widths, strict=True):
-            line.append_text(cell)
-            line.append(" " * (width - cell.cell_len + gap))
-        line.rstrip()
-        if number == 0:
-            line.stylize("dim")
-        console.print(line, soft_wrap=True)
-
-
 def _matrix(record: RunRecord, console: Console) -> None:
     rows: list[list[str | tuple[str, str]]] = [["arch", "side", "build", "boot", "splats", "cases"]]
     for row in view.matrix(record):
@@ -219,11 +195,6 @@ def _findings(record: RunRecord, console: Console) -> None:
 
 def _console_line(row: view.SplatRow) -> str:
     return printable(f"trials/{row.trial.id}/{row.trial.console}:{row.splat.first_line}")
-
-
-def printable_line(line: str) -> str:
-    """A line with its indentation, without control characters."""
-    return "".join(char if char.isprintable() else " " for char in line.expandtabs(8))
 
 
 def _cases(record: RunRecord, console: Console) -> None:

@@ -5,6 +5,7 @@ else must run before there can be one. Pure. The rules and their reasons: docs/v
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -17,6 +18,7 @@ from lab.model import (
     Finding,
     Kernel,
     Outcome,
+    Past,
     PrefixResult,
     PrefixState,
     Side,
@@ -25,6 +27,7 @@ from lab.model import (
     Trial,
     Verdict,
 )
+from lab.verdict import past as earlier
 from lab.verdict import wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
 from lab.verdict.observe import (
@@ -72,6 +75,8 @@ class JudgeInput:
     locks: tuple[LockNews, ...] = ()
     absent: tuple[str, ...] = ()  # suites that were asked for and cannot run, each with its reason
     prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch, in order
+    # What earlier bases showed on the same ground, by architecture and case (or key of a splat).
+    past: Mapping[tuple[str, str], Past] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,9 +387,9 @@ def _judge_arch(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
         _judge_case(arch, case, given, docket)
     for key, seen in arch.observed.splats.items():
         if key in arch.splats:
-            _judge_splat(arch, seen, arch.splats[key], docket)
+            _judge_splat(arch, seen, arch.splats[key], given.past.get((arch.name, key)), docket)
         else:  # lockdep's own limits: told, but not weighed
-            docket.splats.append(_splat_verdict(arch, seen, Comparison.UNKNOWN))
+            docket.splats.append(_splat_verdict(arch, seen, Comparison.UNKNOWN, None))
 
 
 def _judge_builds(arch: _Arch, given: JudgeInput, docket: _Docket) -> None:
@@ -493,17 +498,20 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
     )
     comparison, reason, doubt = Comparison.UNKNOWN, "", True
     settled = weighed.standing is Standing.SIGNIFICANT
+    past = given.past.get((arch.name, case))
     if settled and weighed.lean is Lean.WORSE:
         comparison, doubt = Comparison.REGRESSED, False
-        reason = f"fails in {wording.fresh_runs(weighed)}"
+        reason = f"fails in {wording.fresh_runs(weighed)}{earlier.told(past)}"
     elif lost := wording.lost(observed, case, base, patched, repeats):
         reason, doubt = lost
     elif settled:
         comparison, doubt = Comparison.FIXED, False
-        reason = f"fixed: fails in {wording.fresh_runs(weighed)}"
+        reason = f"fixed: fails in {wording.fresh_runs(weighed)}{earlier.told(past)}"
     else:
-        comparison, reason = _undecided(base, patched, weighed)
+        comparison, reason = _undecided(base, patched, weighed, past)
         doubt = comparison is Comparison.SUSPECT
+        if reason:
+            reason += earlier.told(past)
         if doubt:
             reason = f"{reason}; {_way_out(weighed, given)}"
     verdict = CaseVerdict(
@@ -515,6 +523,7 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
         comparison=comparison,
         p_value=weighed.p,
         reason=reason,
+        past=past,
     )
     docket.cases.append(verdict)
     if comparison is Comparison.REGRESSED:
@@ -523,7 +532,9 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
         docket.of_case(arch.name, case, reason, doubt=doubt)
 
 
-def _undecided(base: Tally, patched: Tally, weighed: Weighed) -> tuple[Comparison, str]:
+def _undecided(
+    base: Tally, patched: Tally, weighed: Weighed, past: Past | None
+) -> tuple[Comparison, str]:
     """How a case compares whose answers are all in and show no significant difference."""
     if not base.failed and not patched.failed:
         return Comparison.SAME_PASS, ""
@@ -541,6 +552,9 @@ def _undecided(base: Tally, patched: Tally, weighed: Weighed) -> tuple[Compariso
             if weighed.lean is Lean.BETTER:
                 return Comparison.FLAKY, f"may be fixed, but not significantly: {counts}"
             if _suspicious(weighed):
+                undecided = weighed.standing is Standing.UNDECIDED
+                if undecided and earlier.accounts_for(past, base, weighed):
+                    return Comparison.FLAKY, f"flaky as it was before the series: {counts}"
                 return Comparison.SUSPECT, f"differs, but not significantly: {counts}"
             return Comparison.FLAKY, f"flaky on the base too: {counts}"
         case _ as unreachable:
@@ -575,7 +589,9 @@ def _way_out(weighed: Weighed, given: JudgeInput) -> str:
     )
 
 
-def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket) -> None:
+def _judge_splat(
+    arch: _Arch, seen: SplatSeen, weighed: Weighed, past: Past | None, docket: _Docket
+) -> None:
     base, patched = len(seen.seen[Side.BASE]), len(seen.seen[Side.PATCHED])
     exposed = {side: len(seen.exposed[side]) for side in Side}
     whole = bool(seen.splat.fingerprint)
@@ -593,7 +609,7 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
         comparison = Comparison.SAME_FAIL
     else:
         comparison = Comparison.FLAKY
-    docket.splats.append(_splat_verdict(arch, seen, comparison))
+    docket.splats.append(_splat_verdict(arch, seen, comparison, past))
     counts = (
         f"in {patched} of {exposed[Side.PATCHED]} runs with the series, "
         f"{base} of {exposed[Side.BASE]} without"
@@ -603,16 +619,22 @@ def _judge_splat(arch: _Arch, seen: SplatSeen, weighed: Weighed, docket: _Docket
             Finding(
                 kind="splat",
                 title=seen.splat.title,
-                detail=f"{counts}; in {wording.fresh_runs(weighed)}",
+                detail=f"{counts}; in {wording.fresh_runs(weighed)}"
+                f"{earlier.told(past, splat=True)}",
                 arch=arch.name,
             )
         )
     elif comparison in (Comparison.SUSPECT, Comparison.UNKNOWN):
         torn = f" (torn: {seen.splat.corrupted})" if not whole else ""
-        docket.doubts.append(f"{arch.name}: splat “{seen.splat.title}”{torn} {counts}")
+        docket.doubts.append(
+            f"{arch.name}: splat “{seen.splat.title}”{torn} {counts}"
+            f"{earlier.told(past, splat=True)}"
+        )
 
 
-def _splat_verdict(arch: _Arch, seen: SplatSeen, comparison: Comparison) -> SplatVerdict:
+def _splat_verdict(
+    arch: _Arch, seen: SplatSeen, comparison: Comparison, past: Past | None
+) -> SplatVerdict:
     return SplatVerdict(
         fingerprint=seen.splat.fingerprint,
         kind=seen.splat.kind,
@@ -623,4 +645,5 @@ def _splat_verdict(arch: _Arch, seen: SplatSeen, comparison: Comparison) -> Spla
         patched_trials=len(seen.exposed[Side.PATCHED]),
         comparison=comparison,
         arch=arch.name,
+        past=past,
     )

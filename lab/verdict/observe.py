@@ -137,7 +137,7 @@ def observe(
 ) -> Observed:
     """Fold the trials of `arch`. Only those of one accelerator and of `profile` are compared."""
     mine = [trial for trial in trials if trial.cell.arch == arch]
-    kept, notes = _comparable(mine, arch, profile)
+    kept, notes = comparable(mine, arch, profile)
     answers: dict[Side, dict[str, dict[int, Answer]]] = {side: defaultdict(dict) for side in Side}
     wanted = {*planned, BOOT, OUTSIDE}
     parts = tuple(name for name in dict.fromkeys(planned) if case_of(name) != name)
@@ -199,9 +199,7 @@ def took_down(trial: Trial) -> str | None:
     return last.name if last.state in (CaseState.CRASHED, CaseState.HUNG) else None
 
 
-def _comparable(
-    trials: list[Trial], arch: str, profile: str
-) -> tuple[list[Trial], tuple[str, ...]]:
+def comparable(trials: list[Trial], arch: str, profile: str) -> tuple[list[Trial], tuple[str, ...]]:
     """The trials that may be compared with each other, and what was left out."""
     notes: list[str] = []
     strangers = [trial for trial in trials if trial.cell.profile != profile]
