@@ -12,7 +12,6 @@ from email.utils import format_datetime
 from urllib.parse import quote
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lab.ledger import CaseRow, Ledger, Where
@@ -20,7 +19,7 @@ from lab.matrix import Job
 from lab.model import Outcome, Side
 from lab.night import sentence
 from lab.night.record import Change, Count, JobResult, JobState, News, Night
-from lab.report import pages, view
+from lab.report import layout, pages, view
 from lab.report.progress import printable
 
 NIGHTS = 30  # columns of the strips
@@ -381,31 +380,26 @@ def _mail_lines(night: Night, page_path: str) -> Iterable[str]:
 def summary(night: Night, console: Console) -> None:
     """The night on a terminal."""
     record = night.record
-    console.print(Text(printable(record.sentence), style=_STYLE[record.outcome]))
+    layout.item(console, (printable(record.sentence), _STYLE[record.outcome]), indent=0)
     for _, heading, items in groups(night):
-        console.print(Text(f"\n{heading}", style="bold"))
+        layout.heading(console, heading)
         for item in items:
-            console.print(Text(f"  {printable(item.news.title)}"))
-            console.print(Text(f"      {item.job}, {item.where}: {item.numbers}", style="dim"))
-    console.print()
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
-    for heading in ("job", "", "took"):
-        table.add_column(heading)
+            layout.item(console, printable(item.news.title))
+            told = f"{item.job}, {item.where}: {item.numbers}"
+            layout.item(console, (told, "dim"), indent=6)
+    layout.heading(console, "Jobs")
     for result in record.results:
         text, _ = _job_label(result)
         style = _STYLE[result.outcome] if result.outcome else "yellow"
-        took = view.span(result.duration_s) if result.duration_s else ""
-        table.add_row(Text(result.job.name), Text(text, style=style), Text(took))
+        took = f", {view.span(result.duration_s)}" if result.duration_s else ""
+        layout.item(console, result.job.name, "  ", (text, style), (took, "dim"))
         if result.reason:
-            table.add_row(Text(f"  {printable(result.reason)}", style="dim"), "", "")
-    console.print(table)
+            layout.item(console, (printable(result.reason), "dim"), indent=6)
 
 
 def listing(nights: Sequence[Night], console: Console) -> None:
     """Kept nights, newest first."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("night", "outcome", "jobs", "new", "fixed", "flaky", ""):
-        table.add_column(heading)
+    rows: list[Sequence[layout.Cell]] = [("night", "outcome", "jobs", "new", "fixed", "flaky", "")]
     for night in nights:
         record = night.record
         counts = [
@@ -413,17 +407,19 @@ def listing(nights: Sequence[Night], console: Console) -> None:
             for change in (Change.NEW, Change.FIXED, Change.FLAKY)
         ]
         ran = sum(one.state is JobState.RAN for one in record.results)
-        table.add_row(
-            record.id,
-            Text(label(record.outcome), style=_STYLE[record.outcome]),
-            f"{ran}/{len(record.results)}",
-            *counts,
-            "accepted" if night.accepted else "",
+        rows.append(
+            (
+                record.id,
+                (label(record.outcome), _STYLE[record.outcome]),
+                f"{ran}/{len(record.results)}",
+                *counts,
+                "accepted" if night.accepted else "",
+            )
         )
-    console.print(table)
+    layout.grid(console, rows, 0)
 
 
 def jobs(found: Sequence[Job], console: Console) -> None:
     """The jobs of the matrix, with the command of each."""
     for job in found:
-        console.print(Text(job.command))
+        console.print(Text(printable(job.command)), soft_wrap=True)
