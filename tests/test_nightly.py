@@ -388,3 +388,73 @@ def test_the_mail_is_one_message_of_text(nights: Nights) -> None:
     assert "fault          demo arm64 lockdep boot" in text
     assert "\x1b" not in text
     assert "Page: /p" in text
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def lab(*words: str | Path, expect: int = 0) -> str:
+    """stdout and stderr of the real command."""
+    program = Path(sys.executable).with_name("lab")
+    done = subprocess.run(
+        [program, *map(str, words)], capture_output=True, text=True, timeout=100, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == expect, said
+    return said
+
+
+@pytest.fixture
+def lab_toml(tmp_path: Path) -> Path:
+    path = tmp_path / "lab.toml"
+    path.write_text('[matrix]\nseries = ["patches/demo"]\nsuites = ["boot", "faultstress"]\n')
+    return path
+
+
+def test_lab_matrix_lists_what_would_run(lab_toml: Path) -> None:
+    lines = lab("--config", lab_toml, "matrix").splitlines()
+    assert len(lines) == 4
+    last = "lab run --patch patches/demo --arch arm64 --profile lockdep --suite faultstress"
+    assert lines[-1] == last
+    told = json.loads(lab("--config", lab_toml, "matrix", "--json"))
+    assert [one["arch"] for one in told] == ["x86_64", "x86_64", "arm64", "arm64"]
+    lab_toml.write_text('[matrix]\nseries = ["a"]\narch = ["vax"]\n')
+    for words in (("matrix",), ("nightly",), ("ci", "github")):
+        said = lab("--config", lab_toml, *words, expect=2)
+        assert f"{lab_toml}: matrix.arch: 'vax' is unknown" in said
+
+
+def test_lab_ci_writes_files(lab_toml: Path, tmp_path: Path) -> None:
+    for service, names in (
+        ("github", {"lab-nightly.yml"}),
+        ("gitlab", {".gitlab-ci.yml"}),
+        ("systemd", {"lab-nightly.service", "lab-nightly.timer"}),
+    ):
+        folder = tmp_path / service
+        words = ("ci", service, "--at", "23:15", "--budget", "90m", "--output", folder)
+        lab("--config", lab_toml, *words)
+        assert {path.name for path in folder.iterdir()} == names
+    service = (tmp_path / "systemd" / "lab-nightly.service").read_text()
+    assert f"--config {lab_toml}" in service
+    assert "nightly --budget 5400s" in service
+    assert "is not a time" in lab("--config", lab_toml, "ci", "gitlab", "--at", "later", expect=2)
+
+
+def test_lab_nights_lists_shows_and_accepts(nights: Nights, lab_toml: Path) -> None:
+    words = ("--config", lab_toml, "--runs", nights.runs, "nights")
+    assert "no night yet" in lab(*words)
+    nights.run(JOBS[:1])
+    nights.rules({"fails": TRUNCATE})
+    bad = nights.run(JOBS[:1])
+    listed = lab(*words).splitlines()
+    assert len(listed) == 3
+    assert listed[1].startswith(bad.record.id)
+    assert "regressed" in listed[1]
+    shown = lab(*words, "latest", expect=1)
+    assert TRUNCATE in shown
+    assert (bad.folder / "report.html").exists()
+    assert (nights.runs / "nights" / "latest" / "mail.eml").exists()
+    lab(*words, bad.record.id, "--accept")
+    assert "accepted" in lab(*words).splitlines()[1]
+    assert json.loads(lab(*words, "--json"))[0]["start"]["id"] == bad.record.id
+    assert "no night 1999" in lab(*words, "1999", expect=2)

@@ -158,10 +158,16 @@ def folder_of(runs: Path) -> Path:
     return runs / FOLDER
 
 
+def _files(runs: Path, name: str) -> list[Path]:
+    """Those of all nights, newest first; `latest` is only another name of one of them."""
+    found = folder_of(runs).glob(f"*/{name}")
+    return sorted((path for path in found if not path.parent.is_symlink()), reverse=True)
+
+
 def load(runs: Path, emit: model.Emit | None = None) -> tuple[Night, ...]:
     """All finished nights, newest first. One that cannot be read is told of, and left out."""
     found: list[Night] = []
-    for path in sorted(folder_of(runs).glob("*/record.json"), reverse=True):
+    for path in _files(runs, "record.json"):
         try:
             record = model.decode(path.read_bytes(), NightRecord)
         except (LabFault, OSError) as error:
@@ -192,7 +198,7 @@ def find(runs: Path, name: str | None) -> Night:
 def unfinished(runs: Path) -> tuple[tuple[Path, NightStart], ...]:
     """Nights without a record, newest first: cut off, or running."""
     found: list[tuple[Path, NightStart]] = []
-    for path in sorted(folder_of(runs).glob("*/night.json"), reverse=True):
+    for path in _files(runs, "night.json"):
         if (path.parent / "record.json").exists():
             continue
         with contextlib.suppress(LabFault, OSError):

@@ -61,12 +61,17 @@ def sentence(outcome_: Outcome, results: Sequence[JobResult], news: Sequence[New
     head = f"{str(outcome_).replace('-', ' ')}: {len(ran)} of {len(results)} jobs ran"
     if regressed:
         head += f"; the series regresses in {_listed(regressed)}"
+    undecided = [
+        one.job.name for one in ran if one.outcome in (Outcome.INCONCLUSIVE, Outcome.LAB_FAULT)
+    ]
+    if undecided:
+        head += f"; inconclusive: {_listed(undecided)}"
     if parts:
         head += f"; {', '.join(parts)}"
     missing = [one.job.name for one in results if one.state is not JobState.RAN]
     if missing:
         head += f"; not run: {_listed(missing)}"
-    if not parts and not regressed and not missing:
+    if not (parts or regressed or undecided or missing):
         head += ", and nothing changed"
     return head
 

@@ -399,6 +399,9 @@ def summary(night: Night, console: Console) -> None:
 
 def listing(nights: Sequence[Night], console: Console) -> None:
     """Kept nights, newest first."""
+    if not nights:
+        layout.item(console, "no night yet: lab nightly makes one", indent=0)
+        return
     rows: list[Sequence[layout.Cell]] = [("night", "outcome", "jobs", "new", "fixed", "flaky", "")]
     for night in nights:
         record = night.record
