@@ -20,6 +20,7 @@ from pathlib import Path
 import lab
 from lab import (
     accel,
+    comparator,
     host,
     image,
     initramfs,
@@ -39,6 +40,7 @@ from lab.lockgraph.diff import diff
 from lab.lockgraph.news import news
 from lab.model import (
     BuildFailure,
+    Comparator,
     Emit,
     Event,
     EventKind,
@@ -90,6 +92,7 @@ class Gathered:
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     prefixes: list[PrefixResult] = field(default_factory=list)
+    comparators: list[Comparator] = field(default_factory=list)
     past: dict[tuple[str, str], Past] = field(default_factory=dict)  # of earlier bases
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
@@ -132,6 +135,10 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
         for each in ready:
             if each is not None:
                 await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
+            if each is not None and config.run.comparator:
+                gathered.comparators.append(
+                    await comparator.measure(each.base.arch, planned, config, cache, folder, emit)
+                )
         gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
@@ -528,6 +535,7 @@ def _record(
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         prefixes=tuple(gathered.prefixes),
+        comparators=tuple(gathered.comparators),
     )
 
 

@@ -79,6 +79,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     repeats: int = 2
     max_repeats: int = 16  # a flake can be dropped after 13 quiet fresh runs, not before
     seed: int = 1
+    comparator: str = ""  # another kernel whose numbers stand beside, "debian:6.12"; "": none
     only: tuple[str, ...] = ()  # names or patterns of cases; empty: all of the suites
 
 

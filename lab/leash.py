@@ -3,7 +3,8 @@
 The other end of FD's pipe is held by the lab alone. When the lab dies, by whatever means, the
 pipe closes, and everything that COMMAND started is killed, grandchildren that changed their
 process group included: the leash is their sub-reaper. A byte in the pipe asks COMMAND alone to end
-(SIGTERM). Exits with COMMAND's status, or 128 plus the signal that ended it. Standard library only, imported by nobody: it must start fast.
+(SIGTERM). Exits with COMMAND's status, or 128 plus the signal that ended it. Standard library
+only, imported by nobody: it must start fast.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ ORDER = (
     "equipment",
     "pool",
     "prefixes",
+    "comparator",
     "campaign",
     "archive",
     "selftest",

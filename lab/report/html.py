@@ -27,7 +27,7 @@ from lab.model import (
     Side,
     Trial,
 )
-from lab.report import locks, view
+from lab.report import beside, locks, view
 from lab.verdict import smallest_rate
 
 _HERE = Path(__file__).parent
@@ -83,6 +83,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         allowed=view.allowed_rows(record),
         warnings=[(arch, *view.warnings(record, arch)) for arch in record.manifest.archs],
         **_speed(record),
+        beside=beside.beside(record),
         locks=locks.sections(record, folder),
         columns=locks.COLUMNS,
         words=focus.WORDS,

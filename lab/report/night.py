@@ -104,13 +104,19 @@ def label(outcome: Outcome) -> str:
     return str(outcome).replace("-", " ")
 
 
-def _job_label(result: JobResult) -> tuple[str, str]:
-    """Word and CSS class."""
-    match result.state:
-        case JobState.RAN if result.outcome is not None:
-            return label(result.outcome), f"n-{result.outcome}"
-        case _:
-            return str(result.state).replace("-", " "), "n-none"
+def _job_label(result: JobResult, night: Night) -> tuple[str, str]:
+    """Word and CSS class: the verdict of its run, or what is new where that says clean."""
+    if result.state is not JobState.RAN or result.outcome is None:
+        return str(result.state).replace("-", " "), "none"
+    mine = [one.change for one in night.record.news if one.job == result.job.key]
+    for change, outcome in (
+        (Change.NEW, Outcome.REGRESSED),
+        (Change.SUSPECT, Outcome.INCONCLUSIVE),
+        (Change.LOST, Outcome.INCONCLUSIVE),
+    ):
+        if result.outcome is Outcome.CLEAN and change in mine:
+            return f"{mine.count(change)} {change}", str(outcome)
+    return label(result.outcome), str(result.outcome)
 
 
 def _run_link(name: str, depth: str = "../..") -> str:
@@ -144,7 +150,7 @@ def job_rows(night: Night, earlier: Sequence[Night]) -> list[JobRow]:
     rows = []
     for result in night.record.results:
         key = result.job.key
-        text, css = _job_label(result)
+        text, css = _job_label(result, night)
         durations = [
             one.duration_s
             for each in window
@@ -167,14 +173,9 @@ def job_rows(night: Night, earlier: Sequence[Night]) -> list[JobRow]:
 def _box(night: Night, key: str) -> Box:
     result = night.record.result(key)
     if result is None:
-        return Box(css="n-none", title=f"{night.record.id}: not in the matrix", href="")
-    text, css = _job_label(result)
-    bad = [one.title for one in night.record.news if one.job == key and one.change is Change.NEW]
-    more = f", {len(bad)} new" if bad else ""
-    accepted = ", accepted" if night.accepted else ""
-    title = f"{night.record.id}: {text}{more}{accepted}"
-    if bad and result.outcome is Outcome.CLEAN:
-        css = "n-regressed"
+        return Box(css="none", title=f"{night.record.id}: not in the matrix", href="")
+    text, css = _job_label(result, night)
+    title = f"{night.record.id}: {text}{', accepted' if night.accepted else ''}"
     return Box(css=css, title=title, href=_run_link(result.run))
 
 
@@ -363,7 +364,7 @@ def _mail_lines(night: Night, page_path: str) -> Iterable[str]:
         yield ""
     yield "Jobs:"
     for result in record.results:
-        text, _ = _job_label(result)
+        text, _ = _job_label(result, night)
         took = f" ({view.span(result.duration_s)})" if result.duration_s else ""
         yield f"  {text:14} {result.job.name}{took}"
         if result.reason:
@@ -389,8 +390,8 @@ def summary(night: Night, console: Console) -> None:
             layout.item(console, (told, "dim"), indent=6)
     layout.heading(console, "Jobs")
     for result in record.results:
-        text, _ = _job_label(result)
-        style = _STYLE[result.outcome] if result.outcome else "yellow"
+        text, css = _job_label(result, night)
+        style = "yellow" if css == "none" else _STYLE[Outcome(css)]
         took = f", {view.span(result.duration_s)}" if result.duration_s else ""
         layout.item(console, result.job.name, "  ", (text, style), (took, "dim"))
         if result.reason:

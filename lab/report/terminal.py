@@ -28,7 +28,7 @@ from lab.model import (
     RunRecord,
     Splat,
 )
-from lab.report import locks, view
+from lab.report import beside, locks, view
 from lab.report import progress as progress_module
 from lab.report.layout import grid as _grid
 from lab.report.layout import heading as _heading
@@ -113,6 +113,7 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _splats(record, console)
     _allowed(record, console)
     _locks(record, folder, console)
+    beside.show(record, console)
     _warnings(record, console)
     _reasons(record, console)
     _ending(record, folder, console)
