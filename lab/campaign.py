@@ -80,7 +80,7 @@ from lab.subject import (
     take,
 )
 from lab.symbols import History
-from lab.verdict.observe import comparable
+from lab.verdict.observe import comparable_trials
 
 
 @dataclass(slots=True)
@@ -473,8 +473,7 @@ def _past(
     try:
         with ledger.opened(folder.parent) as book:
             for arch in manifest.archs:
-                mine = [trial for trial in trials if trial.cell.arch == arch]
-                kept, _ = comparable(mine, arch, manifest.profile)
+                kept = comparable_trials(trials, arch, manifest.profile)
                 grounds = {ledger.ground_of(trial, manifest) for trial in kept}
                 if len(grounds) != 1:
                     continue  # of several, none is that of the verdict

@@ -105,6 +105,12 @@ class Faultstress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: int = 4
 
 
+class Faultinject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """File systems, duration and threads are those of [faultstress]."""
+
+    profiles: tuple[str, ...] = ()  # files of your own, besides lab/suites/data/faultinject/
+
+
 class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Known splats: files that name them, each with a reason, a link and its last day."""
 
@@ -157,6 +163,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     machine: Machine = Machine()
     run: Run = Run()
     faultstress: Faultstress = Faultstress()
+    faultinject: Faultinject = Faultinject()
     splats: Splats = Splats()
     xfstests: Xfstests = Xfstests()
     kselftest: Kselftest = Kselftest()
@@ -219,8 +226,7 @@ def parse(raw: str, *, file: str) -> Config:
 def _check_values(config: Config, file: str) -> None:
     """Values of the right type that make no sense."""
     size_bytes(config.machine.memory, where=f"{file}: machine.memory")
-    if config.nightly.budget:
-        duration_s(config.nightly.budget, where=f"{file}: nightly.budget")
+    _check_nightly(config.nightly, file)
     if not config.arch:
         raise UserError(f"{file}: arch: none is listed", hint='write it like ["x86_64"]')
     if config.machine.accel not in ("auto", "kvm", "tcg"):
@@ -240,6 +246,20 @@ def _check_values(config: Config, file: str) -> None:
     ):
         if value < least:
             raise UserError(f"{file}: {name}: {value} is below {least}")
+
+
+def _check_nightly(nightly: Nightly, file: str) -> None:
+    if nightly.budget:
+        duration_s(nightly.budget, where=f"{file}: nightly.budget")
+    for key, addresses in (("mail_from", (nightly.mail_from,)), ("mail_to", nightly.mail_to)):
+        for address in addresses:
+            # They become headers of a mail.
+            if not address.isprintable() or "@" not in address:
+                raise UserError(f"{file}: nightly.{key}: {address!r} is not an address")
+    if nightly.mail_to and not nightly.mail_command:
+        raise UserError(
+            f"{file}: nightly.mail_command: it is empty", hint='write it like ["sendmail", "-t"]'
+        )
 
 
 def find(start: Path) -> Path | None:

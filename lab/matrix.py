@@ -7,6 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import PurePath
 
@@ -14,7 +15,8 @@ from lab import kconfig, model, selection
 from lab.arch import ARCHS
 from lab.config import Config, Entry, Matrix
 from lab.model import UserError
-from lab.suites import faultstress, xfsconfig
+from lab.suites import registry, scratch, xfsconfig
+from lab.suites.protocol import SuiteOptions, Supplied
 
 # Axis of the table -> the key that an entry of include or exclude, and a job, has for it.
 AXES = {
@@ -148,11 +150,21 @@ def _filesystem_options(suite: str, filesystem: str) -> dict[str, str]:
     names = {word.partition(":")[0] for word in suite.split(",")}
     options: dict[str, str] = {}
     # No suite is named: those that `lab run` takes by default have faultstress among them.
-    if names & {"faultstress", ""} and filesystem in faultstress.FILESYSTEMS:
+    if any(_has_cases(name or "faultstress", filesystem) for name in names):
         options["--filesystem"] = filesystem
     if "xfstests" in names and (found := _xfstests_config(filesystem)):
         options["--xfstests-config"] = found
     return options
+
+
+@cache
+def _has_cases(suite: str, filesystem: str) -> bool:
+    """Whether that suite, which brings no list of its own, has cases on that file system."""
+    known = registry.SUITES[suite]
+    if isinstance(known, Supplied) or filesystem not in scratch.FILESYSTEMS:
+        return False
+    cases = known.plan(SuiteOptions(filesystems=(filesystem,)))
+    return any(filesystem in case.name.split("/") for case in cases)
 
 
 def _xfstests_config(filesystem: str) -> str:
@@ -191,7 +203,7 @@ def _check_value(key: str, value: str, where: str) -> None:
         case "profile":
             _one_of(value, kconfig.profiles(), where)
         case "filesystem":
-            _one_of(value, (*faultstress.FILESYSTEMS, *xfsconfig.configs()), where)
+            _one_of(value, (*scratch.FILESYSTEMS, *xfsconfig.configs()), where)
         case "suite":
             try:
                 selection.parse(value.split(","))

@@ -273,7 +273,8 @@ class CaseState(StrEnum):
     HUNG = "hung"  # a watchdog ended it
     TIMEOUT = "timeout"  # it ran out of its own time; the machine lived
     MISSING = "missing"  # planned, and nothing was heard of it
-    UNCOVERED = "uncovered"  # it passed, but lockdep was already off
+    # It ended well and proves nothing: lockdep was off, no failure was injected, nothing was done.
+    UNCOVERED = "uncovered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,7 +428,7 @@ class CaseVerdict:
 class Finding:
     """Something the series does that the base does not; each one alone makes a run regressed."""
 
-    kind: str  # "build", "boot", "splat", "lock-cycle", "case", "compiler-warning"
+    kind: str  # "build", "boot", "splat", "lock-cycle", "case", "compiler-warning", "speed"
     title: str
     detail: str
     arch: str
@@ -449,6 +450,21 @@ class SplatVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedVerdict:
+    """A number that passed runs of a case measured, on both sides."""
+
+    arch: str
+    case: str
+    metric: str
+    base: tuple[float, ...]
+    patched: tuple[float, ...]
+    ratio: float | None  # patched / base; None: not both above 0
+    low: float | None  # of its 95 % interval; None: one run of a side says nothing of its noise
+    high: float | None
+    slower: bool  # by the rule in docs/verdict.md: a finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     outcome: Outcome
     sentence: str  # the answer in one sentence
@@ -456,6 +472,7 @@ class Verdict:
     findings: tuple[Finding, ...]
     splats: tuple[SplatVerdict, ...]
     reasons: tuple[str, ...] = ()  # why it is inconclusive, or what was left out
+    speeds: tuple[SpeedVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

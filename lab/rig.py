@@ -39,6 +39,7 @@ class Rig:
     append: str = ""  # to the kernel's command line
     dump: bool = False  # keep the memory of a machine that panics or hangs
     gdb: Path | None = None  # socket at which QEMU waits for gdb
+    iops: Mapping[str, int] = field(default_factory=dict)  # of empty disks that are to be slow
 
     def spec(self, folder: Path) -> MachineSpec:
         """The machine whose disks are in `folder`: an overlay of the root image, empty disks, and
@@ -63,6 +64,7 @@ class Rig:
                         readonly=False,
                         serial=serial,
                         origin=f"{size_bytes} zeros",
+                        iops=self.iops.get(serial, 0),
                     )
                     for serial, size_bytes in self.blank.items()
                 ),

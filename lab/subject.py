@@ -32,7 +32,7 @@ from lab.splat import allow
 from lab.splat.allow import Allowed
 from lab.store import Cache
 from lab.suites import registry
-from lab.suites.protocol import Ground, PlannedCase, Suite, SuiteOptions
+from lab.suites.protocol import Ground, Needs, PlannedCase, Suite, SuiteOptions
 from lab.tree import Tree, apply, checkout
 
 DEFAULT_KERNEL = "debian:6.1"
@@ -210,6 +210,7 @@ def suite_options(config: Config) -> SuiteOptions:
         scenarios=config.faultstress.scenarios,
         duration_s=config.faultstress.duration_s,
         threads=config.faultstress.threads,
+        injections=config.faultinject.profiles,
     )
 
 
@@ -244,7 +245,7 @@ def build_pair(
     )
     if isinstance(base, BuildFailure):
         return [base]
-    _check_needs(planned, base, config)
+    _check_needs(planned, base, config, emit)
     fragments = planned.fragments[name, Side.PATCHED]
     patched = build.build(
         subject.patched,
@@ -261,17 +262,25 @@ def build_pair(
     return [base, patched]
 
 
-def _check_needs(planned: Plan, base: Kernel, config: Config) -> None:
+def _check_needs(planned: Plan, base: Kernel, config: Config, emit: Emit) -> None:
     """Every suite's Kconfig symbols are in the kernel. Raises `UserError` before any boot."""
     text = base.config.read_text()
     for suite in planned.suites:
-        missing = registry.missing_symbols(suite.needs(suite_options(config)), text)
-        if missing:
+        needs = suite.needs(suite_options(config))
+        refused = registry.refusal(suite, needs, planned.cases, text)
+        if refused:
+            rest = registry.runnable(suite, planned.cases, text)
+            groups = dict.fromkeys(":".join(name.split("/")[:2]) for name in rest)
+            instead = f"; what it can run: --suite {','.join(groups)}" if groups else ""
             raise UserError(
-                f"suite {suite.name} needs {', '.join(missing)}, "
-                f"which profile {config.profile} does not set",
-                hint="choose another profile, or add a fragment under [build] in lab.toml",
+                f"{refused}, which profile {config.profile} does not set",
+                hint="choose another profile (lab suites NAME names it), or add a fragment under "
+                f"[build] in lab.toml{instead}",
             )
+        for symbol, lost in needs.better.items():
+            if registry.missing_symbols(Needs(symbols=(symbol,)), text):
+                told = f"profile {config.profile} does not set {symbol}: {lost}"
+                emit(Event(kind=EventKind.WARNING, step=suite.name, text=told))
 
 
 def _blame(

@@ -191,7 +191,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     console.splats += console.detector.finish()
     await _symbolise(kit, console, progress)
     console.splats = account.excused(console.splats, kit.allowed, arch=cell.arch, today=kit.today)
-    results, others = _charge(progress, console)
+    results, others = _charge(progress, console, kit.cases)
     results = account.cross_checked(results, others, progress.taints)
     results += tuple(progress.parts)  # splats and taints are charged to the whole case
     trial = Trial(
@@ -430,7 +430,7 @@ def _with_cover(result: CaseResult, before: Health) -> CaseResult:
 
 
 def _charge(
-    progress: Progress, console: Console
+    progress: Progress, console: Console, cases: Mapping[str, PlannedCase]
 ) -> tuple[tuple[CaseResult, ...], tuple[Splat, ...]]:
     """Give each splat to the case in whose span of the console it began; the rest to the boot."""
     rest = sorted(console.splats, key=lambda splat: splat.first_line)
@@ -440,7 +440,8 @@ def _charge(
         last = progress.ended.get(result.name, console.line)
         mine = tuple(splat for splat in rest if first <= splat.first_line <= last)
         rest = [splat for splat in rest if splat not in mine]
-        charged.append(account.charged(result, mine))
+        expects = cases[result.name].expects if result.name in cases else ()
+        charged.append(account.charged(result, account.expected(mine, expects)))
     return tuple(charged), tuple(rest)
 
 

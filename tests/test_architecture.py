@@ -54,6 +54,7 @@ ORDER = (
     "selection",
     "matrix",
     "subject",
+    "catalogue",
     "trial",
     "equipment",
     "pool",

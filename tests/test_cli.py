@@ -254,3 +254,19 @@ def test_a_bug_in_a_command_ends_with_3(
     said = capsys.readouterr().err
     assert "broken" in said
     assert "hint: " in said
+
+
+def test_suites_lists_the_cases_of_one() -> None:
+    rows = json.loads(lab("suites", "faultinject", "--json").stdout)
+    found = {row["name"]: row for row in rows}
+    row = found["faultinject/failslab/ext4"]
+    assert "FAILSLAB" in row["needs"] and row["profiles"] == ["faultinject"] and row["planned"]
+    assert "lockdep" in found["faultinject/dm-error/xfs"]["profiles"]
+    stress = {row["name"]: row for row in json.loads(lab("suites", "faultstress", "--json").stdout)}
+    assert stress["faultstress/ext4/munmap"]["planned"]
+    assert not stress["faultstress/btrfs/freeze"]["planned"]
+    shown = lab("suites", "stress-ng").stdout
+    assert "stress-ng/ext4/userfaultfd" in shown and "resolves" in shown
+    assert "xfstests:fault" in lab("suites", "xfstests").stdout
+    unknown = lab("suites", "shoes")
+    assert unknown.returncode == ExitCode.USAGE and "known:" in unknown.stderr

@@ -34,6 +34,7 @@ NOT_CHANGED = {
     "mremap": {"without-mapping", "wrong-file", "wrong-page"},
     "fork": {"copy-on-write"},
     "gup": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
+    "futex": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
     "mixed": {"without-mapping", "wrong-file", "wrong-page", "write-through-read-only"},
     "reopen": {"without-mapping", "wrong-file", "wrong-page"},
     "pagetables": {"without-mapping", "wrong-file", "wrong-page"},
@@ -196,6 +197,33 @@ def test_without_a_folder_it_is_the_environment(program: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("sabotage", "status"),
+    [("stale", Status.PASS), ("zero", Status.PASS), ("future", Status.CORRUPTION)]
+    + [(name, Status.CORRUPTION) for name in ("torn", "wrong-file", "wrong-page")],
+)
+def test_a_device_that_loses_writes_may_show_old_content_and_nothing_else(
+    program: Path, in_memory: Path, sabotage: str, status: Status
+) -> None:
+    words = ("--scenario", "mapfixed", "--inject", "device", "--sabotage", sabotage)
+    ended, events = run(program, in_memory, *words, "--duration", "2", "--at-most", "20")
+    assert ended == status, events[-1]
+    assert events[-1]["sabotaged"] > 0
+
+
+@pytest.mark.parametrize("mode", ["all", "faults", "calls"])
+def test_threads_ask_for_failures_where_the_kernel_can_inject_them(
+    program: Path, in_memory: Path, mode: str
+) -> None:
+    words = ("--scenario", "gup", "--inject", mode, "--duration", "1", "--at-most", "20")
+    status, events = run(program, in_memory, *words)
+    if Path("/proc/self/make-it-fail").exists():
+        assert status == Status.PASS, events[-1]
+    else:
+        assert status == Status.ENVIRONMENT
+        assert "make-it-fail" in events[-1]["reason"]
+
+
+@pytest.mark.parametrize(
     "words",
     [
         (),
@@ -205,6 +233,7 @@ def test_without_a_folder_it_is_the_environment(program: Path, tmp_path: Path) -
         ("--scenario", "munmap", "--duration", "soon"),
         ("--scenario", "munmap", "--seed", "-1"),
         ("--scenario", "munmap", "--sabotage", "gently"),
+        ("--scenario", "munmap", "--inject", "trouble"),
         ("--scenario", "munmap", "more"),
     ],
 )

@@ -68,6 +68,15 @@ def test_argv(arch: str, accel: str, cpu: str) -> None:
     assert text == golden.read_text()
 
 
+def test_a_disk_is_slowed_down() -> None:
+    slow = dataclasses.replace(a_spec().disks[0], iops=50)
+    spec = dataclasses.replace(a_spec(), disks=(slow, *a_spec().disks[1:]))
+    argv = machine.qemu_argv(spec, control_fd=10, console_fd=11, qmp_fd=12)
+    drives = [word for word in argv if word.startswith("if=none")]
+    assert drives[0].endswith(",throttling.iops-total=50")
+    assert "throttling" not in drives[1]
+
+
 def test_gdb_is_waited_for_at_a_socket() -> None:
     spec = dataclasses.replace(a_spec(), gdb=Path("/private/gdb,sock"))
     argv = machine.qemu_argv(spec, control_fd=10, console_fd=11, qmp_fd=12)

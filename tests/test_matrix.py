@@ -9,6 +9,7 @@ import pytest
 from lab import config, matrix
 from lab.matrix import Job
 from lab.model import UserError
+from lab.suites.registry import SUITES
 
 SERIES = 'series = ["patches/srcu-vma"]\n'
 
@@ -67,6 +68,13 @@ def test_a_file_system_goes_to_the_suites_that_know_it() -> None:
     assert words["faultstress", "xfs"] == ("--filesystem", "xfs")
     assert words["xfstests:quick", "ext4"] == ("--xfstests-config", "ext4-4k")
     assert words["xfstests:quick", "ext4-1k"] == ("--xfstests-config", "ext4-1k")
+
+
+def test_every_suite_that_works_on_file_systems_gets_them() -> None:
+    names = [name for name in SUITES if name not in ("boot", "kselftest", "xfstests")]
+    text = f'{SERIES}arch = ["x86_64"]\nfilesystems = ["ext4"]\nsuites = {names}\n'
+    assert rows(text, "suite", "filesystem") == [(name, "ext4") for name in names]
+    assert all(job.words[-2:] == ("--filesystem", "ext4") for job in jobs(text))
 
 
 def test_exclude_takes_out_and_include_puts_in() -> None:

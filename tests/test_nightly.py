@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lab import ledger
+from lab.cli import nightly as cli_nightly
+from lab.cli.context import Context
+from lab.config import Config, Nightly, Paths
 from lab.matrix import Job
 from lab.model import Event, Outcome, Side, UserError
 from lab.night import record, watch
@@ -458,3 +462,34 @@ def test_lab_nights_lists_shows_and_accepts(nights: Nights, lab_toml: Path) -> N
     assert "accepted" in lab(*words).splitlines()[1]
     assert json.loads(lab(*words, "--json"))[0]["start"]["id"] == bad.record.id
     assert "no night 1999" in lab(*words, "1999", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "warned"),
+    [
+        (("tee", "sent.eml"), ""),
+        (("/no/such/mailer", "-t"), "/no/such/mailer is not installed"),
+        (("sh", "-c", "exit 75"), "ended with status 75"),
+    ],
+)
+def test_a_mail_that_cannot_be_sent_is_told_of(
+    nights: Nights,
+    command: tuple[str, ...],
+    warned: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    night = nights.run(JOBS[:1])
+    told = Config(
+        paths=Paths(runs=str(nights.runs)),
+        nightly=Nightly(mail_to=("a@x.org",), mail_command=command),
+    )
+    context = Context(config=told, out=Console(), quiet=True)
+    cli_nightly._write(context, night)
+    said: list[Event] = []
+    cli_nightly._send(context, night, said.append)
+    assert warned in "".join(event.text for event in said)
+    assert bool(said) == bool(warned)
+    if not warned:
+        assert (tmp_path / "sent.eml").read_bytes() == (night.folder / "mail.eml").read_bytes()

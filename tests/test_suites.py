@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,9 @@ from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, LabFault, MachineEnd, UserError
 from lab.suites import registry
 from lab.suites.boot import Boot
-from lab.suites.faultstress import (
-    DEFAULT_SCENARIOS,
-    FILESYSTEMS,
-    SCENARIOS,
-    Faultstress,
-    Filesystem,
-    judge,
-    read,
-)
+from lab.suites.faultstress import DEFAULT_SCENARIOS, SCENARIOS, Faultstress, judge, read
 from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions
+from lab.suites.scratch import FILESYSTEMS, Filesystem
 
 GUEST_SOURCES = Path(__file__).parent.parent / "images" / "guest"
 END = {"event": "end", "verdict": "pass", "status": 0, "missing": "", "reads": 12, "races": 3}
@@ -115,6 +108,14 @@ def test_a_pass_needs_status_and_end_event() -> None:
     result = judge("a/b", exited(0, said({"event": "start", "seed": 3}, latency, END)))
     assert result.state is CaseState.PASSED
     assert result.metrics["reads"] == 12 and result.metrics["mmap_p50_us"] == 1.5
+
+
+def test_throughput_is_over_the_time_that_the_program_ran() -> None:
+    counted = {**END, "faults": 90, "reads": 40, "writes": 20}
+    result = judge("a/b", replace(exited(0, said(counted)), duration_s=5.0))
+    assert result.metrics["faults_per_s"] == 18.0 and result.metrics["accesses_per_s"] == 12.0
+    unknown = judge("a/b", replace(exited(0, said(counted)), duration_s=0.0))
+    assert not [name for name in unknown.metrics if name.endswith("_per_s")]
 
 
 SEEN = {

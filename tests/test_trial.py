@@ -27,7 +27,7 @@ def charged(
     progress.ended = {name: last for name, (_, last) in spans.items() if last}
     console = Console()
     console.line, console.splats = 100, splats
-    return trial._charge(progress, console)
+    return trial._charge(progress, console, {})
 
 
 def test_a_splat_is_charged_to_the_case_in_whose_span_it_began() -> None:

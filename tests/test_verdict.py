@@ -636,3 +636,15 @@ def test_clean_means_passes_on_both_sides_and_no_difference(
     for more in needs_more(given_):
         assert more.last < given_.max_repeats
         assert more.cases == ONE
+
+
+def test_what_a_passing_case_did_not_look_at_is_told_and_casts_no_doubt() -> None:
+    case = "faultstress/ext4/munmap"
+    short = CaseResult(
+        name=case,
+        state=CaseState.PASSED,
+        message="leaks were not looked for; allowed: buffer I/O error: what this case injects",
+    )
+    verdict = records.run(failing(case, short), failing(case, short)).verdict
+    assert verdict.outcome is Outcome.CLEAN
+    assert f"x86_64: {case}: leaks were not looked for" in verdict.reasons

@@ -322,3 +322,31 @@ def test_a_lockdep_without_room_is_coverage_lost_and_the_rest_runs_afresh(
     assert [t["lockdep_alive"] for t in machines] == [False, True]
     assert [t["locks"]["alive"] for t in machines] == [False, True]
     assert set.union(*states(record, "base").values()) == {"passed"}
+
+
+def test_injected_failures_and_measured_speeds(make_lab: MakeLab) -> None:
+    """A device that dies under the program, and the suites that measure, in one machine a side."""
+    lab = make_lab(QUICK.replace('filesystems = ["ext4"]', 'filesystems = ["ext4", "tmpfs"]'))
+    cases = (
+        *("faultinject/dm-error/ext4", "faultinject/dm-delay/ext4"),
+        *("fio/tmpfs/mmap-randwrite", "stress-ng/tmpfs/fault"),
+    )
+    only = [word for case in cases for word in ("--only", case)]
+    suites = "faultinject,fio,stress-ng"
+    lab("run", "--patch", ROOT / "patches/demo", "--suite", suites, *only, expect=0)
+    record = record_of(lab)
+    for side in ("base", "patched"):
+        assert states(record, side) == {case: {"passed"} for case in cases}
+    told = {r["name"]: r for trial in record["trials"] for r in trial["results"]}
+    assert told[cases[0]]["metrics"]["injected"] > 0
+    assert told[cases[1]]["metrics"]["injected"] > 0
+    assert "leaks were not looked for" in told[cases[0]]["message"]
+    measured = {(one["case"], one["metric"]) for one in record["verdict"]["speeds"]}
+    assert measured >= {(cases[2], "write_per_s"), (cases[3], "operations_per_s")}
+
+
+def test_what_a_kernel_cannot_inject_is_refused_before_it_boots(make_lab: MakeLab) -> None:
+    lab = make_lab(QUICK)
+    done = lab("run", "--patch", ROOT / "patches/demo", "--suite", "faultinject", expect=2)
+    assert "FAILSLAB" in done.stderr and "faultinject:dm-error" in done.stderr
+    assert list(lab.runs.glob("*/trials/*")) == []

@@ -41,6 +41,8 @@ static const struct scenario scenarios[] = {
 	  .checks = "munmap, mapfixed, mprotect, mremap and dontneed on the same slots" },
 	{ .name = "gup", .step = step_mixed, .wants_segv = true, .peeks = true,
 	  .checks = "the same where the kernel reads the pages for a system call" },
+	{ .name = "futex", .step = step_mixed, .wants_segv = true, .peeks = true, .futex = true,
+	  .checks = "the same where futex calls look the pages up" },
 	{ .name = "procmem", .step = step_procmem, .wants_segv = true, .peeks = true, .mem = true,
 	  .prepare = prepare_mem, .extra = "pokes",
 	  .checks = "the same by way of /proc/self/mem, where a fault cannot be retried" },
@@ -196,8 +198,10 @@ static void step_clean(void)
 
 	/* Writing back write-protects the page-table entries: the next store is a mkwrite. */
 	self->op = "fdatasync";
-	if (fdatasync(file->fd))
+	inject_call(true);
+	if (fdatasync(file->fd) && !inject_forgives(errno))
 		call_failed("fdatasync", errno);
+	inject_call(false);
 	if (pick(2)) {
 		/* Mapped pages are kept by fadvise: unmap the witness's and one slot's first. */
 		struct slot *slot = &world->slot[pick(world->nr_slots)];
@@ -236,6 +240,8 @@ static void *thread_main(void *argument)
 	prctl(PR_SET_TIMERSLACK, 1);	/* the pauses are shorter than the default slack */
 	while (!load(&go))
 		sched_yield();
+	if (!inject_start())
+		call_failed("make-it-fail", EOPNOTSUPP);
 	while (!load(&world->stop)) {
 		if (sabotage_is("nothing"))
 			pause_random(1000);
@@ -249,6 +255,7 @@ static void *thread_main(void *argument)
 			step_clean();
 		__atomic_store_n(&self->beat, self->beat + 1, __ATOMIC_RELAXED);
 	}
+	inject_stop();
 	self->op = "finished";
 	__atomic_add_fetch(&finished, 1, __ATOMIC_SEQ_CST);
 	return NULL;
@@ -447,7 +454,8 @@ static const char *counters_json(char *out, size_t size)
 	snprintf(out, size, "\"reads\":%llu,\"writes\":%llu,\"swaps_lost\":%llu,\"segv\":%llu,"
 		 "\"sigbus\":%llu,\"efault\":%llu,\"zeroes\":%llu,\"peeks\":%llu,\"changes\":%llu,"
 		 "\"races\":%llu,\"cleans\":%llu,\"extras\":%llu,\"pairs_frozen\":%llu,"
-		 "\"pairs_elsewhere\":%llu,\"faults\":%llu,\"corruptions\":%u,\"sabotaged\":%u",
+		 "\"pairs_elsewhere\":%llu,\"faults\":%llu,\"failed_calls\":%llu,"
+		 "\"failed_faults\":%llu,\"corruptions\":%u,\"sabotaged\":%u",
 		 (unsigned long long)c.reads, (unsigned long long)c.writes,
 		 (unsigned long long)c.swaps_lost, (unsigned long long)c.segv,
 		 (unsigned long long)c.sigbus, (unsigned long long)c.efault,
@@ -456,6 +464,7 @@ static const char *counters_json(char *out, size_t size)
 		 (unsigned long long)c.cleans, (unsigned long long)c.extras,
 		 (unsigned long long)load(&world->pairs_frozen),
 		 (unsigned long long)load(&world->pairs_elsewhere), (unsigned long long)faults_now(),
+		 (unsigned long long)c.failed_calls, (unsigned long long)c.failed_faults,
 		 load(&world->corruptions), load(&world->sabotaged));
 	return out;
 }
@@ -532,6 +541,16 @@ static const char *missing(char *out, size_t size)
 	return used ? out + 1 : out;
 }
 
+/* A device that fails does it when somebody has made it fail: has it? */
+static bool waits_for_failures(void)
+{
+	struct counters c;
+
+	counters_sum(&c);
+	return world->options.inject == INJECT_DEVICE && !world->options.sabotage &&
+	       !c.failed_calls && !c.failed_faults;
+}
+
 /* Is there a reason to go on? A slow machine gets more time, until all has happened once. */
 static bool go_on(double elapsed_s)
 {
@@ -539,7 +558,8 @@ static bool go_on(double elapsed_s)
 
 	if (load(&world->stop) || elapsed_s >= world->options.at_most_s)
 		return false;
-	return elapsed_s < world->options.duration_s || *missing(absent, sizeof(absent));
+	return elapsed_s < world->options.duration_s || *missing(absent, sizeof(absent)) ||
+	       waits_for_failures();
 }
 
 /* Until the time is over or something is found; the number of hung threads. */
@@ -580,9 +600,20 @@ static u32 run(void)
 
 /* --- the end --------------------------------------------------------------------------------- */
 
+/* Whether `value` was ever written there. */
+static bool fits(u64 value, u32 file, u32 page, u32 word)
+{
+	struct stamp stamp;
+
+	return stamp_parse(value, word, &stamp) && stamp.file == file && stamp.page == page &&
+	       stamp.gen <= world->file[file].clock;
+}
+
 /* With nobody racing any more, each word of each file through pread, and through the witness. */
 static void check_finally(void)
 {
+	bool loses = world->options.inject == INJECT_DEVICE;
+
 	for (u32 f = 0; f < world->nr_files; f++) {
 		struct file *file = &world->file[f];
 		struct stat st;
@@ -598,13 +629,17 @@ static void check_finally(void)
 			bool good;
 
 			if (pread(file->fd, &value, sizeof(value), page * world->page_size +
-				  word * (world->page_size / WORDS_PER_PAGE)) != sizeof(value))
+				  word * (world->page_size / WORDS_PER_PAGE)) != sizeof(value)) {
+				if (loses && inject_forgives(errno))
+					continue;
 				call_failed("pread", errno);
-			good = stamp_parse(value, word, &stamp) && stamp.file == f &&
-			       stamp.page == page && stamp.gen >= done &&
-			       stamp.gen > file->floor[page] && stamp.gen <= file->clock;
+			}
+			good = fits(value, f, page, word) && stamp_parse(value, word, &stamp) &&
+			       stamp.gen >= done && stamp.gen > file->floor[page];
 			if (value == 0 && world->options.scenario->zeroes)
 				good = done <= file->floor[page];
+			if (loses && (value == 0 || fits(value, f, page, word)))
+				continue;
 			if (good && value == load(mapped))
 				continue;
 			corruption_count();
@@ -674,7 +709,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void usage(const char *fo
 	va_end(args);
 	fprintf(stderr, "\nusage: faultstress --dir DIR --scenario NAME [--duration SECONDS]\n"
 		"       [--at-most SECONDS] [--threads N] [--pages N] [--seed N] [--hang SECONDS]\n"
-		"       [--sabotage KIND]\n"
+		"       [--inject all|faults|calls|device] [--sabotage KIND]\n"
 		"       faultstress --list\n");
 	exit(STATUS_USAGE);
 }
@@ -715,6 +750,16 @@ static const char *sabotage_arg(const char *name)
 	usage("--sabotage: %s is unknown (--list shows them)", name);
 }
 
+static enum inject inject_arg(const char *name)
+{
+	static const char * const names[] = { "", "all", "faults", "calls", "device" };
+
+	for (u32 i = 1; i < sizeof(names) / sizeof(*names); i++)
+		if (!strcmp(name, names[i]))
+			return i;
+	usage("--inject: %s is unknown", name);
+}
+
 static u64 seed_arg(const char *text)
 {
 	char *end;
@@ -737,6 +782,7 @@ static void parse(int argc, char **argv, struct options *options)
 		{ "seed", required_argument, NULL, 'r' },
 		{ "hang", required_argument, NULL, 'h' },
 		{ "sabotage", required_argument, NULL, 'x' },
+		{ "inject", required_argument, NULL, 'i' },
 		{ "list", no_argument, NULL, 'l' },
 		{ 0 },
 	};
@@ -753,6 +799,7 @@ static void parse(int argc, char **argv, struct options *options)
 		case 'r': options->seed = seed_arg(optarg); break;
 		case 'h': options->hang_s = number_arg("hang", optarg, 0.5, 1e6); break;
 		case 'x': options->sabotage = sabotage_arg(optarg); break;
+		case 'i': options->inject = inject_arg(optarg); break;
 		case 'l': list_all(); break;
 		default: usage("see above");
 		}

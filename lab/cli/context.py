@@ -78,7 +78,9 @@ arch_option = click.option(
     help=f"{', '.join(ARCHS)}. Default: what lab.toml lists, else x86_64 and arm64.",
 )
 profile_option = click.option(
-    "--profile", metavar="NAME", help="Set of Kconfig fragments: plain, lockdep, kasan, kcsan."
+    "--profile",
+    metavar="NAME",
+    help="Set of Kconfig fragments: plain, lockdep, kasan, kcsan, faultinject.",
 )
 patch_option = click.option(
     "--patch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from lab.cli.context import (
     split,
 )
 from lab.model import ExitCode, Outcome, RunRecord
-from lab.report import html, junit, terminal
+from lab.report import html, junit, kcidb, terminal
 from lab.store import write_atomically
 from lab.subject import Request
 
@@ -153,7 +154,9 @@ def run(
 def finish(context: Context, record: RunRecord, folder: Path, *, as_json: bool) -> ExitCode:
     """Write the reports of a judged run, show it, and say how it ends."""
     write_atomically(folder / "report.html", html.page(record, folder).encode())
-    write_atomically(folder / "junit.xml", junit.xml(record))
+    project = os.environ.get("CI_PROJECT_DIR")  # GitLab's; it wants paths below it
+    files = junit.Files(folder=folder, project=Path(project) if project else None)
+    write_atomically(folder / "junit.xml", junit.xml(record, files))
     if as_json:
         click.echo(model.encode(record), nl=False)
     else:
@@ -163,13 +166,36 @@ def finish(context: Context, record: RunRecord, folder: Path, *, as_json: bool) 
 
 @cli.command(name="report")
 @click.argument("run_name", metavar="[RUN]", required=False)
+@click.option(
+    "--kcidb",
+    "kcidb_file",
+    metavar="FILE",
+    help='Write it for KCIDB (kernelci.org) into FILE, too; "-": only that, on stdout.',
+)
+@click.option(
+    "--kcidb-origin", metavar="NAME", default=kcidb.ORIGIN, help="Who submits: a-z, 0-9 and _."
+)
+@click.option("--kcidb-url", metavar="URL", default="", help="Where the run's folder is published.")
 @json_option
 @click.pass_obj
-def report_command(context: Context, run_name: str | None, as_json: bool) -> int:
+def report_command(
+    context: Context,
+    run_name: str | None,
+    kcidb_file: str | None,
+    kcidb_origin: str,
+    kcidb_url: str,
+    as_json: bool,
+) -> int:
     """Show a finished run again, and write its report anew. Default: the newest.
 
     RUN is the name of a run, the beginning of one, or its folder. Exits as the run did.
     """
     folder = campaign.find_run(context.config.paths.runs_dir, run_name)
     record = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    if kcidb_file is not None:
+        told = kcidb.report(record, kcidb.Submitter(origin=kcidb_origin, url=kcidb_url))
+        if kcidb_file == "-":
+            click.echo(told, nl=False)
+            return _EXIT[record.verdict.outcome]
+        write_atomically(Path(kcidb_file), told)
     return finish(context, record, folder, as_json=as_json)

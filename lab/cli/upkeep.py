@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import click
-from rich.table import Table
 
 from lab import (
+    catalogue,
     config,
     doctor,
     model,
@@ -22,27 +22,22 @@ from lab.cli.context import (
 )
 from lab.model import ExitCode
 from lab.report import terminal
-from lab.suites import registry
 
 
 @cli.command()
+@click.argument("name", required=False)
 @json_option
 @click.pass_obj
-def suites(context: Context, as_json: bool) -> int:
-    """What can be run, and what it needs of the kernel."""
-    rows = [
-        {"name": suite.name, "what": suite.one_line, "needs": list(suite.needs().symbols)}
-        for suite in registry.SUITES.values()
-    ]
+def suites(context: Context, name: str | None, as_json: bool) -> int:
+    """What can be run, and what it needs of the kernel; with NAME, the cases of one suite.
+
+    A case runs by `--suite NAME:PART` with any part of its name, or by `--only`.
+    """
+    rows = catalogue.overview() if name is None else catalogue.cases(name, context.config)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return ExitCode.CLEAN
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("suite", "what", "needs"):
-        table.add_column(title)
-    for row in rows:
-        table.add_row(str(row["name"]), str(row["what"]), ", ".join(row["needs"]))
-    context.out.print(table)
+        click.echo(model.encode(rows), nl=False)
+    else:
+        terminal.catalogue(rows, "suite" if name is None else "case", context.out)
     return ExitCode.CLEAN
 
 

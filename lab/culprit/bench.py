@@ -140,11 +140,10 @@ class KernelBench:
     def _check_needs(self, kernel: Kernel) -> None:
         text = kernel.config.read_text()
         for suite in self.cases.suites:
-            missing = registry.missing_symbols(suite.needs(), text)
-            if missing:
+            refused = registry.refusal(suite, suite.needs(), self.cases.cases, text)
+            if refused:
                 raise UserError(
-                    f"suite {suite.name} needs {', '.join(missing)}, which this configuration "
-                    "does not set",
+                    f"{refused}, which this configuration does not set",
                     hint="--profile names another one",
                 )
 

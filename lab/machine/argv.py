@@ -28,6 +28,7 @@ class Disk:
     # What it holds when a machine starts, in words that are equal for equal content: "" where
     # nobody can say, and then no snapshot can be taken.
     origin: str = ""
+    iops: int = 0  # requests a second that it serves at most; 0: as many as it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,8 @@ def _disk_argv(number: int, disk: Disk) -> list[str]:
     drive += ",cache=unsafe,discard=unmap"
     if disk.readonly:
         drive += ",readonly=on"
+    if disk.iops:
+        drive += f",throttling.iops-total={disk.iops}"
     device = f"virtio-blk-pci,drive=disk{number},serial={disk.serial}"
     return ["-drive", drive, "-device", device]
 

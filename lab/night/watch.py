@@ -22,7 +22,7 @@ from lab.night.budget import Prospect
 from lab.night.compare import Seen
 from lab.night.process import Program
 from lab.night.record import JobResult, JobState, Night, NightRecord, NightStart
-from lab.store import is_locked, locked, write_atomically
+from lab.store import is_locked, locked, sweep_temporaries, write_atomically
 from lab.verdict.observe import splat_key
 
 _WHOLE_DAY_S = 24 * 3600.0  # a night without a budget that is older is not taken up
@@ -49,6 +49,8 @@ async def run(request: Request, emit: Emit) -> Night:
     with locked(root / "lock"):
         _close_old(request, emit)
         folder, start = _open(request, emit)
+        sweep_temporaries(folder)
+        sweep_temporaries(folder / "jobs")
         with (folder / "starts").open("a") as stream:
             stream.write(f"{_now()}\n")
         state = _State(request=request, folder=folder, start=start, emit=emit)

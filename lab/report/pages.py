@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lab.report import view
+from lab.report import speed, view
 
 HERE = Path(__file__).parent
 _TEXT_CHARS = 24_000
@@ -27,7 +27,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"span": view.span, "clean": clean, "number": number}
+    made.filters |= {"span": view.span, "clean": clean, "number": speed.number}
     return made
 
 
@@ -39,13 +39,6 @@ def clean(text: str, limit: int = _TEXT_CHARS) -> str:
     """Text that may stand on a page: no control characters, bounded."""
     text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _ANSI.sub("", text))
     return text if len(text) <= limit else f"{text[:limit]}\n[... {len(text) - limit} more]"
-
-
-def number(value: float) -> str:
-    """Three significant digits or whole thousands: "0.0123", "4.56", "21 400"."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    return f"{value:.3g}"
 
 
 def _finalize(value: object) -> object:

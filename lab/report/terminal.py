@@ -28,7 +28,7 @@ from lab.model import (
     RunRecord,
     Splat,
 )
-from lab.report import beside, locks, view
+from lab.report import beside, locks, speed, view
 from lab.report import progress as progress_module
 from lab.report.layout import grid as _grid
 from lab.report.layout import heading as _heading
@@ -36,12 +36,14 @@ from lab.report.layout import item as _item
 from lab.report.layout import printable_line
 from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
 from lab.splat import places
+from lab.verdict import MEASURING, speed_wording
 
 __all__ = [
     "PlainProgress",
     "Progress",
     "TerminalProgress",
     "builds",
+    "catalogue",
     "checks",
     "images",
     "progress",
@@ -105,6 +107,8 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
         f"patch{'' if patches == 1 else 'es'}; profile {record.manifest.profile}"
     )
     _item(console, (against, "dim"), indent=0)
+    for sentence in view.sure(record):
+        _item(console, printable(sentence), indent=0)
     console.print()
     _matrix(record, console)
     _prefixes(record, console)
@@ -112,6 +116,7 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _cases(record, console)
     _splats(record, console)
     _allowed(record, console)
+    _speeds(record, console)
     _locks(record, folder, console)
     beside.show(record, console)
     _warnings(record, console)
@@ -187,11 +192,21 @@ def _findings(record: RunRecord, console: Console) -> None:
             lines.append(f"trials/{dead.id}/{dead.console}")
         for row in view.splat_rows(record) if finding.kind == "splat" else ():
             if row.verdict.title == finding.title and row.verdict.arch == finding.arch:
-                lines += [_console_line(row), *map(printable, row.touched[:_TOUCHED_LINES])]
+                lines += [*_blamed(record, row), _console_line(row)]
+                lines += map(printable, row.touched[:_TOUCHED_LINES])
         for line in lines[:_DETAIL_LINES]:
             _item(console, line, indent=6)
         if finding.patch:
             _item(console, f"first with patch {printable(finding.patch)}", indent=6)
+
+
+def _blamed(record: RunRecord, row: view.SplatRow) -> list[str]:
+    """The patch that came closest to what the splat names, if any did."""
+    names = record.manifest.patch_names
+    return [
+        printable(f"patch {number} {did}: {names[number - 1] if number <= len(names) else ''}")
+        for number, did in row.blamed[:1]
+    ]
 
 
 def _console_line(row: view.SplatRow) -> str:
@@ -273,6 +288,26 @@ def _allowed(record: RunRecord, console: Console) -> None:
         _item(console, ("expired: ", "yellow"), printable(note))
 
 
+def _speeds(record: RunRecord, console: Console) -> None:
+    """What the suites that measure found, with intervals; what is slower for sure first."""
+    told = [s for s in record.verdict.speeds if s.case.partition("/")[0] in MEASURING]
+    told = [s for s in told if s.slower or s.metric.endswith(("_per_s", "p50_us"))]
+    every = speed.speed(record)
+    if not told and not (every and every.apart):
+        return
+    _heading(console, "Speed with the series, against without (95 % intervals)")
+    if every and every.apart:
+        _item(console, printable(every.sentence))
+    told.sort(key=lambda one: not one.slower)
+    several = len(record.manifest.archs) > 1
+    for one in told[:_LISTED]:
+        where = f" on {one.arch}" if several else ""
+        mark = ("slower: ", "red") if one.slower else ""
+        _item(console, mark, printable(f"{one.case} {one.metric}{where}: {speed_wording(one)}"))
+    if len(told) > _LISTED:
+        _item(console, f"and {len(told) - _LISTED} more in the report")
+
+
 def _locks(record: RunRecord, folder: Path, console: Console) -> None:
     told = locks.lines(record, folder)
     if told:
@@ -296,7 +331,7 @@ def _warnings(record: RunRecord, console: Console) -> None:
 
 
 def _reasons(record: RunRecord, console: Console) -> None:
-    reasons = record.verdict.reasons
+    reasons = view.reasons(record)
     if not reasons:
         return
     doubtful = record.verdict.outcome in (Outcome.INCONCLUSIVE, Outcome.LAB_FAULT)
@@ -443,6 +478,37 @@ def checks(done: Sequence[Checked], console: Console) -> None:
         )
         if check.hint and check.health != "ok":
             console.print(Text(f"{'':8}{check.hint}"), soft_wrap=True)
+
+
+class Listed(Protocol):
+    """One line of `lab suites`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def profiles(self) -> tuple[str, ...]: ...
+    @property
+    def planned(self) -> bool | None: ...
+
+
+def catalogue(rows: Sequence[Listed], title: str, console: Console) -> None:
+    """What can be run; of cases, which a plain `--suite NAME` runs, and profiles that suffice."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    profiles = any(row.profiles for row in rows)
+    heads = (title, "what", "profiles" if profiles else "needs")
+    # Names are there to be copied: they are never cut.
+    marks = [" (if asked for)" if row.planned is False else "" for row in rows]
+    names = [f"{row.name}{mark}" for row, mark in zip(rows, marks, strict=True)]
+    for number, head in enumerate(heads):
+        width = max(map(len, names), default=0) if number == 0 else None
+        table.add_column(head, no_wrap=number == 0, min_width=width)
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(name, row.what, ", ".join(row.profiles if profiles else row.needs))
+    console.print(table)
 
 
 def removed(freed: Mapping[str, int], console: Console, *, dry_run: bool) -> None:

@@ -9,7 +9,6 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from math import comb
 
 from lab.model import (
@@ -22,7 +21,6 @@ from lab.model import (
     ExitCode,
     FrameKind,
     Kernel,
-    MachineEnd,
     Outcome,
     PrefixResult,
     RunRecord,
@@ -33,6 +31,7 @@ from lab.model import (
     Trial,
 )
 from lab.splat import places
+from lab.verdict import probability, resolution
 
 EXIT = {
     Outcome.CLEAN: ExitCode.CLEAN,
@@ -41,14 +40,46 @@ EXIT = {
     Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
 }
 FAILING = frozenset({CaseState.FAILED, CaseState.CRASHED, CaseState.HUNG, CaseState.TIMEOUT})
+_OUTSIDE = "outside of any case"
 # Two sets of numbers are called apart if one lies wholly above the other, and chance would bring
 # that about this rarely in any of the numbers of a run.
-_APART_BY_CHANCE = 0.05
+APART_BY_CHANCE = 0.05
 # The order in which cases are listed: what a reader must act on first.
 _URGENCY = tuple(
     Comparison(name)
     for name in ("regressed", "suspect", "unknown", "flaky", "fixed", "same-fail", "same-pass")
 )
+
+
+def sure(record: RunRecord) -> tuple[str, ...]:
+    """How sure the verdict is: the chance that it is wrong, and what it cannot have seen.
+
+    What does not depend on chance (a build) has no sentence.
+    """
+    verdict = record.verdict
+    said = []
+    level = [
+        case.p_value
+        for case in verdict.cases
+        if case.comparison is Comparison.REGRESSED and case.p_value is not None
+    ]
+    if verdict.outcome is Outcome.REGRESSED and level:
+        p = max(min(level), 1e-9)
+        said.append(
+            f"Were both sides alike, chance would do this to a case in 1 of {1 / p:,.0f} tries "
+            f"({probability(p)}, Fisher's exact test on fresh runs)"
+        )
+    limit = resolution(verdict.cases)
+    if limit:
+        rest = "Of what passed, " if verdict.findings else ""
+        said.append(f"{rest}{limit}" if rest else f"{limit[:1].upper()}{limit[1:]}")
+    return tuple(said)
+
+
+def reasons(record: RunRecord) -> tuple[str, ...]:
+    """Those that `sure` does not tell."""
+    limit = resolution(record.verdict.cases)
+    return tuple(reason for reason in record.verdict.reasons if reason != limit)
 
 
 def skipped_alike(case: CaseVerdict) -> bool:
@@ -246,6 +277,27 @@ class SplatRow:
         return tuple(dict.fromkeys(shown))
 
     @property
+    def inside(self) -> bool:
+        """It came while a case ran, most of the times."""
+        return bool(self.cases) and self.cases[0] != _OUTSIDE
+
+    @property
+    def lines(self) -> tuple[tuple[str, places.Touch], ...]:
+        """The lines of `text`, with what the series did to the code that each names."""
+        return places.decorated_lines(self.splat)
+
+    @property
+    def blamed(self) -> tuple[tuple[int, str], ...]:
+        """Patches of the series (from 1) that touched what the splat names, closest first.
+
+        Each with what it did. A word on a stale stack is no witness.
+        """
+        exact = [frame for frame in self.splat.frames if frame.kind is not FrameKind.GUESS]
+        added = {f.line_patch: f"added {f.file}:{f.line}" for f in exact if f.line_patch}
+        changed = {n: f"changed {f.function}()" for f in reversed(exact) for n in f.patches}
+        return tuple({**added, **{n: did for n, did in changed.items() if n not in added}}.items())
+
+    @property
     def novelty(self) -> str:
         if not self.verdict.base:
             return "new"
@@ -262,7 +314,7 @@ def splat_rows(record: RunRecord) -> tuple[SplatRow, ...]:
             for splat in splats:
                 key = (trial.cell.arch, splat.fingerprint or splat.title)
                 seen[key].append((trial, splat))
-                cases[key][case or "outside of any case"] += 1
+                cases[key][case or _OUTSIDE] += 1
     rows = []
     for verdict in record.verdict.splats:
         key = (verdict.arch, verdict.fingerprint or verdict.title)
@@ -345,12 +397,6 @@ class Metric:
     base: tuple[float, ...]  # sorted
     patched: tuple[float, ...]
 
-    @property
-    def change(self) -> float | None:
-        """Of the median, as a share of the base's; None where that is zero."""
-        before = statistics.median(self.base)
-        return statistics.median(self.patched) / before - 1 if before else None
-
     def apart(self, among: int) -> bool:
         """The sides do not overlap at all, in so many runs that chance would hardly do it.
 
@@ -358,7 +404,7 @@ class Metric:
         """
         chance = 2 / comb(len(self.base) + len(self.patched), len(self.base))
         disjoint = self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
-        return disjoint and chance * among <= _APART_BY_CHANCE
+        return disjoint and chance * among <= APART_BY_CHANCE
 
 
 def metrics(record: RunRecord) -> tuple[Metric, ...]:
@@ -385,65 +431,6 @@ def metrics(record: RunRecord) -> tuple[Metric, ...]:
 
 
 # --- time --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """A machine's life on the timeline: shares of its length."""
-
-    lane: int
-    left: float
-    boot: float
-    rest: float
-    trial: Trial
-
-    @property
-    def well(self) -> bool:
-        return self.trial.end is MachineEnd.POWERED_OFF and self.trial.boot_s is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
-    lanes: tuple[tuple[str, Side], ...]
-    bars: tuple[Bar, ...]
-    length_s: float
-
-
-def timeline(record: RunRecord) -> Timeline | None:
-    """When each machine lived; None without machines.
-
-    A side has a lane for as many machines as it had at once.
-    """
-    if not record.trials:
-        return None
-    starts = [datetime.fromisoformat(trial.started).timestamp() for trial in record.trials]
-    lives = sorted(zip(starts, record.trials, strict=True), key=lambda life: life[0])
-    first = lives[0][0]
-    length = max(max(start + trial.wall_s for start, trial in lives) - first, 1.0)
-    free: dict[tuple[str, Side], list[float]] = {
-        (arch, side): [0.0] for arch in record.manifest.archs for side in Side
-    }
-    placed: list[tuple[tuple[str, Side], int, float, Trial]] = []
-    for start, trial in lives:
-        of = (trial.cell.arch, trial.cell.side)
-        # Starts are whole seconds: a second of overlap is none.
-        lane = next((n for n, since in enumerate(free[of]) if since <= start + 1), len(free[of]))
-        free[of][lane : lane + 1] = [start + trial.wall_s]
-        placed.append((of, lane, start, trial))
-    lanes = [(of, number) for of, ends in free.items() for number in range(len(ends))]
-    bars = []
-    for of, lane, start, trial in placed:
-        boot_s = trial.wall_s if trial.boot_s is None else min(trial.boot_s, trial.wall_s)
-        bars.append(
-            Bar(
-                lane=lanes.index((of, lane)),
-                left=(start - first) / length,
-                boot=boot_s / length,
-                rest=(trial.wall_s - boot_s) / length,
-                trial=trial,
-            )
-        )
-    return Timeline(lanes=tuple(of for of, _ in lanes), bars=tuple(bars), length_s=length)
 
 
 def own_share(record: RunRecord) -> float:

@@ -28,6 +28,16 @@ def excused(
     ]
 
 
+def expected(splats: Sequence[Splat], kinds: Sequence[str]) -> tuple[Splat, ...]:
+    """A case's splats; those that it itself makes of a sound kernel are let pass."""
+    return tuple(
+        replace(splat, allowed="what this case injects")
+        if splat.kind in kinds and not splat.allowed
+        else splat
+        for splat in splats
+    )
+
+
 def charged(result: CaseResult, splats: Sequence[Splat]) -> CaseResult:
     """The result with its splats: it ended well only if all of them are let pass."""
     mine = tuple(splats)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from enum import StrEnum
 
 from lab.model import CodeFrame, FrameKind, Splat
 from lab.splat import blame, frames
@@ -25,6 +26,14 @@ _REGISTER = re.compile(r"(?:^|\s)(?:lr|ra|pc|epc|RIP|EIP)\s*: ")
 # arm64 unwinds through an exception: what stands below its entry was interrupted, not called from.
 _EXCEPTION_ENTRY = re.compile(r"el[01]\w*_(?:sync|irq|fiq|error)")
 _MOST_FRAMES = 4000
+
+
+class Touch(StrEnum):
+    """What a series did to a place in the code."""
+
+    NONE = "none"
+    FUNCTION = "function"  # it changed the function
+    LINE = "line"  # it added this very line
 
 
 def named(text: str) -> tuple[CodeFrame, ...]:
@@ -83,36 +92,40 @@ def decorated(splat: Splat, *, marks: bool = True) -> str:
     As symbolisers do it: ` inner mm/x.h:12 [inline]`, then ` outer+0x1/0x2 mm/x.c:34`. With
     `marks`, what the series did there follows in <angle brackets>.
     """
-    if not splat.frames:
-        return splat.text
+    return "\n".join(text for text, _ in decorated_lines(splat, marks=marks))
+
+
+def decorated_lines(splat: Splat, *, marks: bool = True) -> tuple[tuple[str, Touch], ...]:
+    """As `decorated`, by line, with what the series did to the code that the line names."""
     by_line: dict[int, list[CodeFrame]] = defaultdict(list)
     for frame in splat.frames:
         by_line[frame.index].append(frame)
-    return "\n".join(
+    return tuple(
         shown
         for index, line in enumerate(splat.text.split("\n"))
         for shown in _shown(line, by_line.get(index, []), marks)
     )
 
 
-def _shown(line: str, places: list[CodeFrame], marks: bool) -> Iterator[str]:
+def _shown(line: str, places: list[CodeFrame], marks: bool) -> Iterator[tuple[str, Touch]]:
     known = [frame for frame in places if frame.file]
     if not known:
-        yield line
+        yield line, Touch.NONE
         return
     indent = line[: len(line) - len(line.lstrip())]
     for frame in known:
         # A guess has no call before it that anything could have been inlined at.
         if frame.inlined and frame.kind is not FrameKind.GUESS:
             said = mark(frame) if marks else ""
-            yield f"{indent}{frame.function} {frame.file}:{frame.line} [inline]{said}"
+            text = f"{indent}{frame.function} {frame.file}:{frame.line} [inline]{said}"
+            yield text, touch([frame])
     text = line
     for frame in known:
         if not frame.inlined:
             end = _end_of(text, frame)
             said = mark(frame) if marks else ""
             text = f"{text[:end]} {frame.file}:{frame.line}{said}{text[end:]}"
-    yield text
+    yield text, touch([frame for frame in known if not frame.inlined])
 
 
 def _end_of(line: str, frame: CodeFrame) -> int:
@@ -121,6 +134,15 @@ def _end_of(line: str, frame: CodeFrame) -> int:
         if (place["function"], int(place["offset"], 16)) == (frame.function, frame.offset):
             return place.end()
     return len(line)
+
+
+def touch(frames_: Iterable[CodeFrame]) -> Touch:
+    """The closest that the series came to any of these."""
+    seen = [
+        Touch.LINE if frame.line_patch else Touch.FUNCTION if frame.patches else Touch.NONE
+        for frame in frames_
+    ]
+    return next((kind for kind in (Touch.LINE, Touch.FUNCTION) if kind in seen), Touch.NONE)
 
 
 def mark(frame: CodeFrame) -> str:

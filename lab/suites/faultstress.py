@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, assert_never
 
 from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, LabFault, UserError
+from lab.suites import scratch
 from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions
+from lab.suites.scratch import FILESYSTEMS
 
 # What images/guest/faultstress.c calls its scenarios; a test holds the two together.
 SCENARIOS = (
@@ -28,6 +29,7 @@ SCENARIOS = (
     "fork",
     "mixed",
     "gup",
+    "futex",
     "procmem",
     "odirect",
     "pagetables",
@@ -51,42 +53,9 @@ UNSUPPORTED = {
 FREEZING = ("freeze", "frozen")
 
 PROGRAM = "/lab/bin/faultstress"
-SCRATCH_SERIAL = "scratch"
-_SETUP_LIMIT_S = 60.0
 _HANG_S = 60.0  # of one thread: longer than a busy emulator's worst fsync
 _AT_MOST_S = 60.0  # an emulator on a busy host may not have raced once in the planned seconds
 _TOLD = 3  # corruptions that make it into the message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filesystem:
-    """How one is made and mounted."""
-
-    symbol: str  # Kconfig
-    mkfs: tuple[str, ...]  # before the device; empty: it needs none
-    mount: tuple[str, ...]  # options of mount(8)
-    package: str = ""  # that brings mkfs
-
-
-FILESYSTEMS: dict[str, Filesystem] = {
-    "ext4": Filesystem(
-        symbol="EXT4_FS",
-        # Not lazy: a thread that writes inode tables for minutes would change the timing.
-        mkfs=("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
-        mount=("-t", "ext4"),
-        package="e2fsprogs",
-    ),
-    "xfs": Filesystem(
-        symbol="XFS_FS", mkfs=("mkfs.xfs", "-q", "-f"), mount=("-t", "xfs"), package="xfsprogs"
-    ),
-    "btrfs": Filesystem(
-        symbol="BTRFS_FS",
-        mkfs=("mkfs.btrfs", "-q", "-f"),
-        mount=("-t", "btrfs"),
-        package="btrfs-progs",
-    ),
-    "tmpfs": Filesystem(symbol="TMPFS", mkfs=(), mount=("-t", "tmpfs", "-o", "size=64m")),
-}
 
 
 class Status(IntEnum):
@@ -121,28 +90,23 @@ class Faultstress:
     name: str = "faultstress"
     one_line: str = "page faults against changing mappings, every access checked"
     program: str = PROGRAM
-    disk: str = f"/dev/disk/by-lab/{SCRATCH_SERIAL}"
+    disk: str = scratch.DISK
     mount_point: str = "/mnt/faultstress"
 
     def needs(self, options: SuiteOptions | None = None) -> Needs:
-        rows = [FILESYSTEMS[name] for name in (options.filesystems if options else ())]
-        return Needs(
-            symbols=("MMU", "SHMEM", "ADVISE_SYSCALLS", *(row.symbol for row in rows)),
-            disks=(SCRATCH_SERIAL,) if any(row.mkfs for row in rows) or not options else (),
-            root_image=True,
-            packages=tuple(row.package for row in rows if row.package),
-        )
+        names = options.filesystems if options else None
+        return scratch.needs(names, ("MMU", "SHMEM", "ADVISE_SYSCALLS"), ())
 
     def plan(self, options: SuiteOptions) -> tuple[PlannedCase, ...]:
         scenarios = options.scenarios or DEFAULT_SCENARIOS
-        _known("scenario", scenarios, SCENARIOS)
-        _known("file system", options.filesystems, tuple(FILESYSTEMS))
+        scratch.check_names(self.name, "scenario", scenarios, SCENARIOS)
+        scratch.check_names(self.name, "file system", options.filesystems, tuple(FILESYSTEMS))
         if options.threads < 2:
             raise UserError("faultstress needs at least 2 threads: one faults, one changes")
         return tuple(
             PlannedCase(
                 name=f"{self.name}/{filesystem}/{scenario}",
-                timeout_s=_run_limit_s(options.duration_s) + 4 * _SETUP_LIMIT_S,
+                timeout_s=run_limit_s(options.duration_s) + 4 * scratch.LIMIT_S,
                 filesystem=filesystem,
                 arguments=(scenario, str(options.duration_s), str(options.threads)),
             )
@@ -152,60 +116,40 @@ class Faultstress:
 
     async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Down:
         began = time.monotonic()
-        filesystem = FILESYSTEMS[case.filesystem]
         scenario, duration_s, threads = case.arguments
         if reason := UNSUPPORTED.get((case.filesystem, scenario)):
             return CaseResult(name=case.name, state=CaseState.SKIPPED, message=reason)
-        for argv in self._set_up(case.filesystem, filesystem):
-            answer = await guest.run(argv, timeout_s=_SETUP_LIMIT_S)
-            if isinstance(answer, Down):
-                return answer
-            failed = _set_up_failed(case, filesystem, argv, answer)
-            if failed is not None:
-                return _timed(failed, began)
-        argv = (
-            *(self.program, "--dir", self.mount_point, "--scenario", scenario),
-            *("--duration", duration_s, "--threads", threads, "--seed", str(seed)),
-            *("--at-most", str(_AT_MOST_S), "--hang", str(_HANG_S)),
-        )
-        answer = await guest.run(argv, timeout_s=_run_limit_s(float(duration_s)))
+        failed = await scratch.set_up(guest, case, self.disk, self.mount_point)
+        if failed is not None:
+            return failed if isinstance(failed, Down) else _timed(failed, began)
+        argv = self.words(scenario, float(duration_s), int(threads), seed)
+        answer = await guest.run(argv, timeout_s=run_limit_s(float(duration_s)))
         if isinstance(answer, Down):
             return answer
         result = judge(case.name, answer)
         if scenario in FREEZING:
             # It thaws by itself unless it died: then nothing could be unmounted.
             thawed = await guest.run(
-                ("fsfreeze", "--unfreeze", self.mount_point), timeout_s=_SETUP_LIMIT_S
+                ("fsfreeze", "--unfreeze", self.mount_point), timeout_s=scratch.LIMIT_S
             )
             if isinstance(thawed, Down):
                 return thawed
-        gone = await guest.run(("umount", self.mount_point), timeout_s=_SETUP_LIMIT_S)
+        gone = await scratch.unmount(guest, self.mount_point)
         if isinstance(gone, Down):
             return gone
-        return _timed(_with_umount(result, gone), began)
+        return _timed(scratch.spoiled(result, gone), began)
 
-    def _set_up(self, name: str, row: Filesystem) -> tuple[tuple[str, ...], ...]:
-        """The commands before the program; the first two tell whether it can run at all."""
-        make = ((*row.mkfs, self.disk),) if row.mkfs else ()
+    def words(self, scenario: str, duration_s: float, threads: int, seed: int) -> tuple[str, ...]:
+        """The command line of one run on what is mounted."""
         return (
-            ("mountpoint", "-q", self.mount_point),
-            ("grep", "-qw", name, "/proc/filesystems"),
-            ("mkdir", "-p", self.mount_point),
-            *make,
-            ("mount", *row.mount, self.disk if row.mkfs else name, self.mount_point),
+            *(self.program, "--dir", self.mount_point, "--scenario", scenario),
+            *("--duration", str(duration_s), "--threads", str(threads), "--seed", str(seed)),
+            *("--at-most", str(_AT_MOST_S), "--hang", str(_HANG_S)),
         )
 
 
-def _known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    for name in asked:
-        if name not in known:
-            raise UserError(
-                f"faultstress has no {what} {name!r}", hint=f"known: {', '.join(known)}"
-            )
-
-
-def _run_limit_s(duration_s: float) -> float:
-    # Its own watchdog must have the time to speak: once in the run and once at the join.
+def run_limit_s(duration_s: float) -> float:
+    """Of the program: its own watchdog must have the time to speak, in the run and at the join."""
     return max(duration_s, _AT_MOST_S) + 2 * _HANG_S + 30.0
 
 
@@ -216,47 +160,6 @@ def _timed(result: CaseResult, began: float) -> CaseResult:
         message=result.message,
         metrics=result.metrics,
         duration_s=time.monotonic() - began,
-    )
-
-
-def _set_up_failed(
-    case: PlannedCase, row: Filesystem, argv: Sequence[str], answer: Exited | TimedOut
-) -> CaseResult | None:
-    """The case's result if this command of its setting up spoils it."""
-    command = " ".join(argv)
-    if isinstance(answer, TimedOut):
-        message = f"setting up: {command} did not end in {_SETUP_LIMIT_S:.0f} s"
-        return CaseResult(name=case.name, state=CaseState.TIMEOUT, message=message)
-    if argv[0] == "mountpoint":
-        if answer.status != 0:
-            return None
-        # Whatever the reason, this case is not to blame, and nothing would be learnt from it.
-        message = "an earlier case left its file system mounted"
-        return CaseResult(name=case.name, state=CaseState.MISSING, message=message)
-    if answer.status == 0:
-        return None
-    if argv[0] == "grep" and answer.status == 1:
-        message = f"this kernel has no {case.filesystem} (CONFIG_{row.symbol})"
-        return CaseResult(name=case.name, state=CaseState.SKIPPED, message=message)
-    message = f"setting up: {command} ended with status {answer.status}: {_last_line(answer)}"
-    return CaseResult(name=case.name, state=CaseState.FAILED, message=message)
-
-
-def _last_line(answer: Exited | TimedOut) -> str:
-    lines = (answer.stderr or answer.stdout).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:300] if lines else "(it said nothing)"
-
-
-def _with_umount(result: CaseResult, gone: Exited | TimedOut) -> CaseResult:
-    """The result, spoiled if the file system did not go: a mapping that keeps it busy is a leak."""
-    if isinstance(gone, Exited) and gone.status == 0:
-        return result
-    how = f"umount: {_last_line(gone)}" if isinstance(gone, Exited) else "umount does not return"
-    return CaseResult(
-        name=result.name,
-        state=CaseState.FAILED if result.state is CaseState.PASSED else result.state,
-        message="; ".join(part for part in (result.message, how) if part),
-        metrics=result.metrics,
     )
 
 
@@ -276,12 +179,30 @@ def judge(name: str, answer: Exited | TimedOut) -> CaseResult:
             state, message = _state(report, answer)
         case _:
             assert_never(answer)
-    return CaseResult(name=name, state=state, message=message, metrics=report.metrics)
+    metrics = report.metrics | _rates(report.metrics, answer.duration_s)
+    return CaseResult(name=name, state=state, message=message, metrics=metrics)
+
+
+def _rates(counted: dict[str, float], ran_s: float) -> dict[str, float]:
+    """Throughput over the program's whole run.
+
+    A thread's access to a page faults only if the page is not mapped: both are told.
+    """
+    if ran_s <= 0:
+        return {}
+    rates = {}
+    if "faults" in counted:
+        rates["faults_per_s"] = counted["faults"] / ran_s
+    if "reads" in counted and "writes" in counted:
+        rates["accesses_per_s"] = (counted["reads"] + counted["writes"]) / ran_s
+    if "changes" in counted:
+        rates["changes_per_s"] = counted["changes"] / ran_s
+    return rates
 
 
 def _state(report: Report, answer: Exited) -> tuple[CaseState, str]:
     if answer.status == Status.USAGE and report.verdict is None:
-        raise LabFault(f"faultstress does not take its arguments: {_last_line(answer)}")
+        raise LabFault(f"faultstress does not take its arguments: {scratch.last_line(answer)}")
     told = "; ".join(report.corruptions[:_TOLD])
     if answer.truncated:
         return CaseState.FAILED, f"it said more than the lab keeps; {told}"

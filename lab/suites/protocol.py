@@ -26,6 +26,7 @@ class SuiteOptions:
     scenarios: tuple[str, ...] = ()  # empty: the suite's default
     duration_s: float = 5.0  # of one case, without setting up
     threads: int = 4
+    injections: tuple[str, ...] = ()  # files of the user's own profiles of faultinject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Needs:
     root_image: bool = False
     packages: tuple[str, ...] = ()  # of the root image
     disk_bytes: int = 0  # of each of `disks`; 0: what a scratch disk has
+    # Kconfig that it can do without, and what is lost then.
+    better: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,11 @@ class PlannedCase:
     symbols: tuple[str, ...] = ()  # Kconfig; a kernel without one of them skips it, and says so
     skip: str = ""  # why it is not to be run at all; it is reported as skipped
     expected_s: float | None = None  # how long it takes as a rule, where that is known
+    what: str = ""  # in a few words, for a list
+    # Kconfig; a request for the case is refused if its kernel lacks one of them. `symbols` are for
+    # cases that come with others: those are skipped.
+    required: tuple[str, ...] = ()
+    expects: tuple[str, ...] = ()  # kinds of splats that it makes of a sound kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

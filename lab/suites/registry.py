@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lab.model import UserError
 from lab.suites.boot import Boot
+from lab.suites.faultinject import Faultinject
 from lab.suites.faultstress import Faultstress
+from lab.suites.fio import Fio
 from lab.suites.kselftest import Kselftest
-from lab.suites.protocol import Needs, Suite
+from lab.suites.protocol import Needs, PlannedCase, Suite
+from lab.suites.stressng import StressNg
 from lab.suites.xfstests import Xfstests
 
 _SET = re.compile(r"^CONFIG_(\w+)=[ym]$", re.MULTILINE)
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (Boot(), Faultstress(), Xfstests(), Kselftest())
+    suite.name: suite
+    for suite in (
+        Boot(),
+        Faultstress(),
+        Faultinject(),
+        Xfstests(),
+        Kselftest(),
+        Fio(),
+        StressNg(),
+    )
 }
 
 
@@ -25,6 +37,31 @@ def find(names: Sequence[str]) -> tuple[Suite, ...]:
         if name not in SUITES:
             raise UserError(f"unknown suite {name!r}", hint=f"known: {', '.join(SUITES)}")
     return tuple(SUITES[name] for name in dict.fromkeys(names))
+
+
+def refusal(suite: Suite, needs: Needs, cases: Iterable[PlannedCase], config_text: str) -> str:
+    """Which Kconfig symbols a kernel lacks for those cases of the suite, and without which the
+    request is refused; "" if it lacks none."""
+    required = [
+        symbol for case in cases if suite_of(case.name) == suite.name for symbol in case.required
+    ]
+    every = Needs(symbols=tuple(dict.fromkeys((*needs.symbols, *required))))
+    missing = missing_symbols(every, config_text)
+    return f"suite {suite.name} needs {', '.join(missing)}" if missing else ""
+
+
+def runnable(suite: Suite, cases: Iterable[PlannedCase], config_text: str) -> tuple[str, ...]:
+    """Of the suite's cases, the names of those that this kernel has all for."""
+    return tuple(
+        case.name
+        for case in cases
+        if suite_of(case.name) == suite.name
+        and not missing_symbols(Needs(symbols=case.required), config_text)
+    )
+
+
+def suite_of(case: str) -> str:
+    return case.partition("/")[0]
 
 
 def missing_symbols(needs: Needs, config_text: str) -> tuple[str, ...]:

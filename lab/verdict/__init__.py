@@ -9,9 +9,14 @@ from lab.verdict.judge import (
     suspects,
 )
 from lab.verdict.observe import left_out
+from lab.verdict.speed import MEASURING
+from lab.verdict.speed import interval as speed_interval
+from lab.verdict.speed import wording as speed_wording
+from lab.verdict.wording import probability, resolution
 
 __all__ = [
     "LEVEL",
+    "MEASURING",
     "JudgeInput",
     "LockNews",
     "MoreRuns",
@@ -19,6 +24,10 @@ __all__ = [
     "left_out",
     "needs_more",
     "new_warnings",
+    "probability",
+    "resolution",
     "smallest_rate",
+    "speed_interval",
+    "speed_wording",
     "suspects",
 ]

@@ -28,7 +28,7 @@ from lab.model import (
     Verdict,
 )
 from lab.verdict import past as earlier
-from lab.verdict import wording
+from lab.verdict import speed, wording
 from lab.verdict.chance import LEVEL, Lean, Standing, Weighed, looks, weigh
 from lab.verdict.observe import (
     BOOT,
@@ -36,6 +36,7 @@ from lab.verdict.observe import (
     TAKEN_DOWN,
     Observed,
     SplatSeen,
+    comparable_trials,
     observe,
     tally,
 )
@@ -272,6 +273,20 @@ def judge(given: JudgeInput) -> Verdict:
     docket.gather()
     docket.doubts += _idle_counters(given)
     docket.doubts += _spent_lockdep(given)
+    speeds = speed.speeds(
+        [t for a in given.archs for t in comparable_trials(given.trials, a, given.profile)],
+        given.archs,
+    )
+    docket.findings += [
+        Finding(
+            kind="speed",
+            title=f"{one.case}: {one.metric}",
+            detail=speed.wording(one),
+            arch=one.arch,
+        )
+        for one in speeds
+        if one.slower
+    ]
     for news in given.locks:
         docket.findings += [
             Finding(kind="lock-cycle", title=title, detail=detail, arch=news.arch)
@@ -302,6 +317,7 @@ def judge(given: JudgeInput) -> Verdict:
         findings=tuple(docket.findings),
         splats=tuple(docket.splats),
         reasons=reasons,
+        speeds=speeds,
     )
     return wording.with_sentence(verdict, title=given.title, archs=given.archs)
 
@@ -530,6 +546,8 @@ def _judge_case(arch: _Arch, case: str, given: JudgeInput, docket: _Docket) -> N
         docket.findings.append(Finding(kind="case", title=case, detail=reason, arch=arch.name))
     elif reason:
         docket.of_case(arch.name, case, reason, doubt=doubt)
+    elif reservation := observed.reservation(case):
+        docket.of_case(arch.name, case, reservation, doubt=False)
 
 
 def _undecided(

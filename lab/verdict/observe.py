@@ -103,6 +103,16 @@ class Observed:
         known = [repeat for repeat in last if repeat is not None]
         return max(known) + 1 if known and len(known) == len(last) else None
 
+    def reservation(self, case: str) -> str:
+        """What passed runs of the case say that was not looked at; "" if nothing."""
+        said = {
+            answer.message.partition("allowed: ")[0].rstrip("; ")
+            for side in Side
+            for answer in self.of(side, case).values()
+            if answer.state is CaseState.PASSED
+        }
+        return "; ".join(sorted(said - {""}))
+
     def sample(self, case: str) -> Sample:
         sides = {
             side: {
@@ -137,7 +147,7 @@ def observe(
 ) -> Observed:
     """Fold the trials of `arch`. Only those of one accelerator and of `profile` are compared."""
     mine = [trial for trial in trials if trial.cell.arch == arch]
-    kept, notes = comparable(mine, arch, profile)
+    kept, notes = _comparable(mine, arch, profile)
     answers: dict[Side, dict[str, dict[int, Answer]]] = {side: defaultdict(dict) for side in Side}
     wanted = {*planned, BOOT, OUTSIDE}
     parts = tuple(name for name in dict.fromkeys(planned) if case_of(name) != name)
@@ -199,7 +209,9 @@ def took_down(trial: Trial) -> str | None:
     return last.name if last.state in (CaseState.CRASHED, CaseState.HUNG) else None
 
 
-def comparable(trials: list[Trial], arch: str, profile: str) -> tuple[list[Trial], tuple[str, ...]]:
+def _comparable(
+    trials: list[Trial], arch: str, profile: str
+) -> tuple[list[Trial], tuple[str, ...]]:
     """The trials that may be compared with each other, and what was left out."""
     notes: list[str] = []
     strangers = [trial for trial in trials if trial.cell.profile != profile]
@@ -223,6 +235,11 @@ def comparable(trials: list[Trial], arch: str, profile: str) -> tuple[list[Trial
         + (f": only those of {name} count" if common else ": nothing is left to compare")
     )
     return [t for t in trials if common and accelerator_name(t) == name], tuple(notes)
+
+
+def comparable_trials(trials: Iterable[Trial], arch: str, profile: str) -> list[Trial]:
+    """Of that architecture, those that may be compared with each other."""
+    return _comparable([trial for trial in trials if trial.cell.arch == arch], arch, profile)[0]
 
 
 def accelerator_name(trial: Trial) -> str:

@@ -21,7 +21,7 @@ from lab.verdict.chance import CONFIDENCE, Weighed, smallest_rate
 from lab.verdict.observe import Observed
 
 # The order in which findings are told: what keeps others from being seen comes first.
-_FIRST = ("build", "boot", "patch", "splat", "lock-cycle", "case", "compiler-warning")
+_FIRST = ("build", "boot", "patch", "splat", "lock-cycle", "case", "speed", "compiler-warning")
 _NAMES_SHOWN = 3
 
 

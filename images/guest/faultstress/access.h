@@ -7,9 +7,12 @@
 #ifndef FAULTSTRESS_ACCESS_H
 #define FAULTSTRESS_ACCESS_H
 
+#include <linux/futex.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "report.h"
 #include "stamp.h"
@@ -95,6 +98,23 @@ static inline enum outcome access_mem(int mem, u64 *address, u64 *value)
 {
 	return pread(mem, value, sizeof(*value), (off_t)(uintptr_t)address) == sizeof(*value) ?
 		       GOT_VALUE : GOT_EFAULT;
+}
+
+/*
+ * The same by a futex call on a shared mapping: the kernel looks up the page, and says whether there
+ * is one. It wakes nobody and does not sleep.
+ */
+static inline enum outcome access_futex(uint32_t *address)
+{
+	struct timespec none = { 0 };
+
+	/* A stamp's lower half is a generation, and no run comes to this one. */
+	if (syscall(SYS_futex, address, FUTEX_WAIT, 0xfffffffe, &none, NULL, 0) == -1 &&
+	    errno == EFAULT)
+		return GOT_EFAULT;
+	if (syscall(SYS_futex, address, FUTEX_WAKE, 1) == -1 && errno == EFAULT)
+		return GOT_EFAULT;
+	return GOT_VALUE;
 }
 
 /* `value`: in, what is expected; out, what was there. `swapped` says whether `wanted` is now. */

@@ -199,7 +199,7 @@ static inline void step_mlock(void)
 
 /* --- userfaultfd --------------------------------------------------------------------------------- */
 
-#define UFFD_PAGES	16
+#define UFFD_PAGES	16	/* half of them anonymous, half of them of a file on tmpfs */
 
 static inline u64 uffd_pattern(u64 page)
 {
@@ -210,8 +210,15 @@ static inline void prepare_uffd(void)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	size_t half = UFFD_PAGES / 2 * world->page_size;
+	int memory = memfd_create("userfaultfd", MFD_CLOEXEC);
 
 	world->beside = memory_beside(UFFD_PAGES * world->page_size);
+	if (memory < 0 || ftruncate(memory, half) ||
+	    mmap(world->beside + half, half, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory,
+		 0) == MAP_FAILED)
+		call_failed("memfd_create", errno);
+	close(memory);
 	world->uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (world->uffd < 0)
 		call_failed("userfaultfd", errno == ENOSYS ? EOPNOTSUPP : errno);
@@ -255,7 +262,8 @@ static inline void step_uffd(void)
 	u64 *at = (u64 *)(world->beside + page * world->page_size), seen;
 
 	step_munmap();
-	madvise(at, world->page_size, MADV_DONTNEED);
+	/* Of a file the page must go, too: as long as it is there it is not missing. */
+	madvise(at, world->page_size, page < UFFD_PAGES / 2 ? MADV_DONTNEED : MADV_REMOVE);
 	self->op = "userfault";
 	seen = load(at);
 	if (seen != uffd_pattern(page))
@@ -421,7 +429,22 @@ static inline void *exit_thread(void *argument)
 	return NULL;
 }
 
-/* A process of its own, with three threads that do nothing but fault; ends in the midst of it. */
+/*
+ * Replaces a mapping beside all the time: mmap_lock is then held for write more often than not, and a
+ * fault that has to wait for it is what a signal finds.
+ */
+static inline void *exit_changer(void *argument)
+{
+	size_t bytes = (size_t)world->options.pages * world->page_size;
+	int fd = *(int *)argument;
+	char *at = NULL;
+
+	while (1)
+		at = mmap(at, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE | (at ? MAP_FIXED : 0), fd, 0);
+	return NULL;
+}
+
+/* A process of its own, with threads that fault and one that changes; ends in the midst of it. */
 __attribute__((noreturn)) static inline void exit_child(u32 file, u32 us)
 {
 	struct timespec ts = { .tv_nsec = us * 1000 };
@@ -429,7 +452,7 @@ __attribute__((noreturn)) static inline void exit_child(u32 file, u32 us)
 	char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, world->file[file].fd, 0);
 	pthread_t thread;
 
-	if (at == MAP_FAILED)
+	if (at == MAP_FAILED || pthread_create(&thread, NULL, exit_changer, &world->file[file].fd))
 		_exit(1);
 	for (u32 i = 0; i < 3; i++)
 		if (pthread_create(&thread, NULL, exit_thread, at))

@@ -49,14 +49,26 @@ static inline void call_failed(const char *name, int error)
 	_exit(status);
 }
 
-/* Run `call`, timed; it is a failure if its result is -1. */
+/* Run `call`, timed; it is a failure if its result is -1, unless that was injected. */
 #define timed(which, name, call)						\
 	do {									\
 		u64 began = now_ns();						\
 										\
 		self->op = name;						\
-		if ((long)(call) == -1)						\
-			call_failed(name, errno);				\
+		inject_call(true);						\
+		if ((long)(call) == -1) {					\
+			int error = errno;					\
+										\
+			inject_call(false);					\
+			if (!inject_forgives(error))				\
+				call_failed(name, error);			\
+			inject_stop();						\
+			if ((long)(call) == -1)					\
+				call_failed(name, errno);			\
+			inject_resume();					\
+		} else {							\
+			inject_call(false);					\
+		}								\
 		latency_add(&self->latency[which], now_ns() - began);		\
 	} while (0)
 
@@ -115,18 +127,34 @@ static inline int entry_prot(struct entry entry)
 	return entry.kind == KIND_READ ? PROT_READ : PROT_READ | PROT_WRITE;
 }
 
+static inline int slot_open(const struct file *file)
+{
+	int fd;
+
+	inject_call(true);
+	fd = open(file->path, O_RDWR | O_CLOEXEC);
+	inject_call(false);
+	if (fd < 0 && inject_forgives(errno)) {
+		inject_stop();
+		fd = open(file->path, O_RDWR | O_CLOEXEC);
+		inject_resume();
+	}
+	if (fd < 0)
+		call_failed("open", errno);
+	return fd;
+}
+
 /* Map `entry` at the slot: over what is there, or, with `vacant`, into the hole that is there. */
 static inline void slot_map(struct slot *slot, struct entry entry, bool vacant)
 {
 	int flags = MAP_SHARED | (vacant ? MAP_FIXED_NOREPLACE : MAP_FIXED);
 	int fd;
 
-	if (pick(8) == 0)
+	/* To populate pages that cannot be read spins: each try is told to come back (6.1). */
+	if (pick(8) == 0 && world->options.inject != INJECT_DEVICE)
 		flags |= MAP_POPULATE;
-	fd = world->options.scenario->reopens ? open(world->file[entry.file].path, O_RDWR | O_CLOEXEC) :
+	fd = world->options.scenario->reopens ? slot_open(&world->file[entry.file]) :
 						world->file[entry.file].fd;
-	if (fd < 0)
-		call_failed("open", errno);
 	timed(CALL_MMAP, "mmap",
 	      mmap(slot->address, slot_bytes(), entry_prot(entry), flags, fd,
 		   (off_t)entry.base * world->page_size));
@@ -437,19 +465,40 @@ static inline void step_mixed(void)
 	steps[pick(sizeof(steps) / sizeof(*steps))]();
 }
 
-/* The same mapping again, over a page table that went with the old one. */
+/*
+ * The page below the slot, and with it the page below those that the slot maps: the two mappings are
+ * then one VMA, but each lies in a page table of its own.
+ */
+static inline void anchor_map(const struct slot *slot, struct entry entry)
+{
+	timed(CALL_MMAP, "mmap",
+	      mmap(slot->address - world->page_size, world->page_size, PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_FIXED, world->file[entry.file].fd,
+		   (off_t)(entry.base - 1) * world->page_size));
+}
+
+/*
+ * The same mapping again, over a page table that went with the old one. The VMA stays while its upper
+ * part is cut off and grows again: a fault that waited meanwhile finds nothing changed but the table.
+ */
 static inline void step_pagetables(void)
 {
+	static bool anchored[MAX_SLOTS];
 	struct slot *slot = slot_take(NULL);
 	struct entry entry;
 
 	if (!slot)
 		return;
 	entry = slot_now(slot);
-	if (entry.kind == KIND_NONE)
-		entry = entry_random();
-	else
+	if (entry.kind != KIND_NONE)
 		change_unmap(slot);
+	if (!anchored[slot - world->slot] || !pick(64)) {
+		entry = entry_random();
+		if (!entry.base)
+			entry.base++;
+		anchor_map(slot, entry);
+		anchored[slot - world->slot] = true;
+	}
 	if (!pick(8))
 		pause_random(50);
 	change_map(slot, entry);
@@ -521,6 +570,12 @@ static inline void step_fork(void)
 	change_begin(slot, slot_now(slot));
 	began = now_ns();
 	child = fork();
+	if (child < 0 && inject_forgives(errno)) {
+		inject_stop();
+		child = fork();
+		if (child)
+			inject_resume();
+	}
 	if (child == 0)
 		fork_child(private, sabotage_is("skip-change") ? pattern + 1 : pattern);
 	if (child < 0)

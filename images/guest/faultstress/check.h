@@ -27,6 +27,7 @@
 #include <sys/statvfs.h>
 
 #include "access.h"
+#include "inject.h"
 #include "world.h"
 
 struct scenario {
@@ -40,6 +41,7 @@ struct scenario {
 	bool peeks;		/* half of the reads are the kernel's (process_vm_readv) */
 	bool mem;		/* or /proc/self/mem, whose faults cannot be retried; writes too */
 	bool direct;		/* or O_DIRECT writes out of the mapping */
+	bool futex;		/* or futex calls, which look the page up by its address */
 	bool far;		/* each slot in a page table of its own, with nothing beside it */
 	bool reopens;		/* each mapping holds the only reference to its struct file */
 	u32 pages;		/* of a file, if not the default */
@@ -59,6 +61,7 @@ struct attempt {
 	u64 wanted;
 	u64 value;
 	bool swapped;
+	bool blind;		/* it tells whether there is a page, but not what it holds */
 	enum outcome outcome;
 };
 
@@ -71,7 +74,10 @@ static inline const char *judge_value(const struct attempt *a, u32 file, u32 pag
 {
 	struct stamp stamp;
 	bool known = file == a->first.file && page == a->first.base + a->page;
+	bool loses = world->options.inject == INJECT_DEVICE;
 
+	if (a->blind || (loses && a->value == 0))
+		return NULL;
 	if (a->value == 0) {
 		if (world->options.scenario->zeroes &&
 		    (!attempt_quiet(a) || a->done <= a->floor))
@@ -86,11 +92,25 @@ static inline const char *judge_value(const struct attempt *a, u32 file, u32 pag
 		return "wrong-page";
 	if (stamp.gen > load(&world->file[file].clock))
 		return "future";
+	if (loses)
+		return NULL;
 	if (known && stamp.gen <= a->floor)
 		return "old-data";
 	if (known && stamp.gen < a->done)
 		return "stale";
 	return NULL;
+}
+
+/*
+ * An injected failure of a fault is a SIGBUS or an EFAULT. A change that failed half-way may leave a
+ * hole, which it closes before its phase ends.
+ */
+static inline bool attempt_forgiven(const struct attempt *a)
+{
+	if (world->options.inject == INJECT_NONE)
+		return false;
+	return a->outcome == GOT_BUS || a->outcome == GOT_EFAULT ||
+	       (a->outcome == GOT_SEGV && !attempt_quiet(a));
 }
 
 /* NULL if the attempt may look like that in this phase. */
@@ -131,6 +151,10 @@ static inline const char *judge(const struct attempt *a)
 		verdict = judge_phase(a, entries[phase - first]);
 		if (!verdict)
 			return NULL;
+	}
+	if (attempt_forgiven(a)) {
+		count(failed_faults);
+		return NULL;
 	}
 	return verdict;
 }
@@ -239,7 +263,7 @@ static inline const char *attempt_close(struct attempt *a)
 		count(sigbus);
 	else if (a->outcome == GOT_EFAULT)
 		count(efault);
-	else if (a->value == 0)
+	else if (a->value == 0 && !a->blind)
 		count(zeroes);
 	return judge(a);
 }
@@ -262,7 +286,7 @@ static inline u64 *attempt_address(const struct attempt *a)
 
 static inline void attempt_read(struct attempt *a)
 {
-	a->write = a->swapped = false;
+	a->write = a->swapped = a->blind = false;
 	a->value = 0;
 	attempt_begin(a);
 	a->outcome = access_load(attempt_address(a), &a->value);
@@ -277,9 +301,14 @@ static inline void attempt_read(struct attempt *a)
 static inline enum outcome peek(const struct attempt *a, u64 *value)
 {
 	u64 *address = attempt_address(a);
+	enum outcome outcome;
 
-	return world->options.scenario->mem ? access_mem(world->mem, address, value) :
-					      access_peek(address, value);
+	inject_call(true);
+	outcome = a->blind ? access_futex((uint32_t *)address) :
+		  world->options.scenario->mem ? access_mem(world->mem, address, value) :
+						 access_peek(address, value);
+	inject_call(false);
+	return outcome;
 }
 
 static inline void attempt_peek(struct attempt *a)
@@ -287,6 +316,7 @@ static inline void attempt_peek(struct attempt *a)
 	const char *kind = NULL;
 
 	a->write = a->swapped = false;
+	a->blind = world->options.scenario->futex;
 	for (u32 tries = 0; tries < 2; tries++) {
 		a->value = 0;
 		attempt_begin(a);
@@ -306,6 +336,7 @@ static inline void attempt_write(struct attempt *a, u64 expected, u32 file, u32 
 	u64 gen;
 
 	a->write = true;
+	a->blind = false;
 	a->value = expected;
 	attempt_begin(a);
 	gen = __atomic_add_fetch(&f->clock, 1, __ATOMIC_SEQ_CST);

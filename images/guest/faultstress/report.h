@@ -7,6 +7,7 @@
 #ifndef FAULTSTRESS_REPORT_H
 #define FAULTSTRESS_REPORT_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -36,9 +37,14 @@ static inline const char *status_name(enum status status)
 
 static inline void report_raw(const char *text, size_t length)
 {
+	unsigned int tries = 0;
+
 	while (length > 0) {
 		ssize_t done = write(STDOUT_FILENO, text, length);
 
+		/* Injected failures (inject.h) strike this call too, and must not swallow a report. */
+		if (done <= 0 && (errno == ENOMEM || errno == EFAULT) && tries++ < 10000)
+			continue;
 		if (done <= 0)
 			return;
 		text += done;

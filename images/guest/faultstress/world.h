@@ -70,8 +70,13 @@ enum call { CALL_MUNMAP, CALL_MMAP, CALL_MPROTECT, CALL_TRUNCATE, CALL_MREMAP, C
 
 struct counters {
 	u64 reads, writes, swaps_lost, segv, sigbus, efault, zeroes, peeks, changes, races, cleans,
-	    extras;	/* what the scenario is named for: freezes, collapses, ... */
+	    extras,		/* what the scenario is named for: freezes, collapses, ... */
+	    failed_calls, failed_faults;	/* forgiven, because failures are injected */
 };
+
+/* Which of the failures that somebody injects the threads meet, and forgive: inject.h. */
+enum inject { INJECT_NONE, INJECT_ALL, INJECT_FAULTS, INJECT_CALLS, INJECT_DEVICE };
+
 
 struct thread {
 	pthread_t pthread;
@@ -82,6 +87,7 @@ struct thread {
 	u64 beat;		/* grows with every step */
 	const char *op;		/* what it is in */
 	u32 first_write;	/* 1 + file in which it may be writing a first stamp; 0: none */
+	int inject_fd;		/* /proc/thread-self/make-it-fail */
 	struct counters count;
 	struct latency latency[NR_CALLS];
 } __attribute__((aligned(128)));
@@ -98,6 +104,7 @@ struct options {
 	u32 threads;
 	u32 pages;
 	u64 seed;
+	enum inject inject;
 };
 
 struct world {

@@ -1,0 +1,154 @@
+#!/bin/sh
+# One step of a case of the suite faultinject, in the guest (see lab/suites/faultinject.py).
+#
+# usage: faultinject.sh device                  a device-mapper device over the scratch disk
+#        faultinject.sh keep DIR | kept DIR     write a file and its checksum; is it what it was?
+#        faultinject.sh group | within ARGV...  a memory cgroup; run a program in it
+#        faultinject.sh arm KIND [NAME=VALUE]...
+#        faultinject.sh disarm KIND             prints "injected N", as far as the kernel counts
+#        faultinject.sh leaks clear | find      prints "kmemleak absent|off|N", then what it found
+#        faultinject.sh away                    take away what the others made
+#   Status 3: it cannot be done; stderr says why.
+# LAB_DEBUG, LAB_STATE and LAB_DISK move things elsewhere for tests.
+set -eu
+
+debug=${LAB_DEBUG:-/sys/kernel/debug}
+state=${LAB_STATE:-/tmp/faultinject}
+disk=${LAB_DISK:-/dev/disk/by-lab/scratch}
+mapped=lab-inject
+group=$state/cgroup/lab
+# No udev makes the nodes here, so that dmsetup does.
+export DM_DISABLE_UDEV=1
+mkdir -p "$state"
+
+cannot() {
+	echo "$*" >&2
+	exit 3
+}
+
+sectors() {
+	blockdev --getsz "$disk"
+}
+
+# Give the mapped device another table while it is in use. Not --lockfs: a file system whose device
+# is gone cannot be frozen.
+table() {
+	dmsetup load "$mapped" --table "0 $(sectors) $1"
+	dmsetup suspend --nolockfs --noflush "$mapped"
+	dmsetup resume "$mapped"
+}
+
+# Reads and writes that ended on the mapped device.
+requests() {
+	device=$(dmsetup info --columns --noheadings --separator : -o major,minor "$mapped")
+	awk '{ print $1 + $5 }' "/sys/dev/block/$device/stat"
+}
+
+# `make-it-fail` of the scratch disk: fail_make_request strikes only devices that ask for it.
+disk_may_fail() {
+	echo "$1" >"/sys/class/block/$(basename "$(readlink -f "$disk")")/make-it-fail"
+}
+
+arm_attribute() {
+	attribute=$debug/$1
+	[ -d "$attribute" ] || cannot "this kernel has no $attribute"
+	shift
+	echo 0 >"$attribute/probability"
+	for pair; do
+		echo "${pair#*=}" >"$attribute/${pair%%=*}"
+	done
+	cat "$attribute/times" >"$state/times"
+}
+
+case $1 in
+device)
+	dmsetup create "$mapped" --table "0 $(sectors) linear $disk 0"
+	;;
+keep)
+	dd if=/dev/urandom of="$2/kept" bs=64k count=16 conv=fsync 2>/dev/null
+	(cd "$2" && sha256sum kept) >"$state/kept.sha256"
+	sync
+	;;
+kept)
+	cd "$2"
+	sha256sum --check --quiet "$state/kept.sha256"
+	;;
+group)
+	mkdir -p "$state/cgroup"
+	mount -t cgroup2 none "$state/cgroup" || cannot "no control groups in this kernel"
+	mkdir "$group"
+	echo +memory >"$state/cgroup/cgroup.subtree_control"
+	;;
+within)
+	shift
+	echo $$ >"$group/cgroup.procs"
+	exec "$@"
+	;;
+arm)
+	kind=$2
+	shift 2
+	case $kind in
+	dm-error)
+		requests >"$state/requests"
+		table error
+		;;
+	dm-delay)
+		requests >"$state/requests"
+		table "delay $disk 0 $*"
+		;;
+	dm-flakey) table "flakey $disk 0 $*" ;;
+	memcg) echo "$1" >"$group/memory.max" ;;
+	fail_make_request)
+		arm_attribute "$kind" "$@"
+		disk_may_fail 1
+		;;
+	*) arm_attribute "$kind" "$@" ;;
+	esac
+	;;
+disarm)
+	case $2 in
+	dm-*)
+		[ ! -e "$state/requests" ] || echo "injected $(($(requests) - $(cat "$state/requests")))"
+		table "linear $disk 0"
+		;;
+	memcg)
+		echo "injected $(sed -n 's/^max //p' "$group/memory.events")"
+		echo max >"$group/memory.max"
+		;;
+	*)
+		echo 0 >"$debug/$2/probability"
+		[ "$2" != fail_make_request ] || disk_may_fail 0
+		echo "injected $(($(cat "$state/times") - $(cat "$debug/$2/times")))"
+		;;
+	esac
+	;;
+leaks)
+	if [ ! -e "$debug/kmemleak" ]; then
+		echo "kmemleak absent"
+	elif ! echo scan >"$debug/kmemleak" 2>/dev/null; then
+		echo "kmemleak off"
+	elif [ "$2" = clear ]; then
+		echo clear >"$debug/kmemleak"
+		echo "kmemleak 0"
+	else
+		# Objects younger than 5 s are left out, and one must look the same in two scans.
+		sleep 6
+		echo scan >"$debug/kmemleak"
+		echo scan >"$debug/kmemleak"
+		cat "$debug/kmemleak" >"$state/leaks"
+		echo "kmemleak $(grep -c '^unreferenced object' "$state/leaks" || true)"
+		head -c 60000 "$state/leaks"
+	fi
+	;;
+away)
+	if mountpoint -q "$state/cgroup"; then
+		[ ! -d "$group" ] || rmdir "$group"
+		umount "$state/cgroup"
+	fi
+	[ ! -e "/dev/mapper/$mapped" ] || dmsetup remove "$mapped"
+	rm -rf "$state"
+	;;
+*)
+	cannot "faultinject.sh does not know $1"
+	;;
+esac
