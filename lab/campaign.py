@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import lab
 from lab import (
     accel,
+    comparator,
     host,
     image,
     initramfs,
@@ -44,6 +45,7 @@ from lab.lockgraph.news import news
 from lab.model import (
     Accelerator,
     BuildFailure,
+    Comparator,
     Emit,
     Event,
     EventKind,
@@ -99,6 +101,7 @@ class Gathered:
     trials: list[Trial] = field(default_factory=list)
     prefixes: list[PrefixResult] = field(default_factory=list)
     coverage: dict[str, Coverage] = field(default_factory=dict)  # by architecture
+    comparators: list[Comparator] = field(default_factory=list)
     past: dict[tuple[str, str], Past] = field(default_factory=dict)  # of earlier bases
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
@@ -157,6 +160,10 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
                         counts, machines, planned, config, cache, folder
                     )
                     gathered.setup_s += time.monotonic() - asked
+            if each is not None and config.run.comparator:
+                gathered.comparators.append(
+                    await comparator.measure(each.base.arch, planned, config, cache, folder, emit)
+                )
         gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
@@ -576,6 +583,7 @@ def _record(
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         prefixes=tuple(gathered.prefixes),
+        comparators=tuple(gathered.comparators),
     )
 
 

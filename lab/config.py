@@ -79,6 +79,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     repeats: int = 2
     max_repeats: int = 16  # a flake can be dropped after 13 quiet fresh runs, not before
     seed: int = 1
+    comparator: str = ""  # another kernel whose numbers stand beside, "debian:6.12"; "": none
     only: tuple[str, ...] = ()  # names or patterns of cases; empty: all of the suites
 
 
@@ -133,6 +134,40 @@ class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     python: str = "python3"  # there
 
 
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Jobs of the matrix: a key that is left out stands for every value of its axis."""
+
+    kernel: str | None = None
+    series: str | None = None
+    arch: str | None = None
+    profile: str | None = None
+    filesystem: str | None = None
+    suite: str | None = None
+
+
+class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `lab nightly` runs: every combination of the axes. An empty axis is what `lab run`
+    takes by default."""
+
+    kernels: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    arch: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    filesystems: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()  # "boot,faultstress": both in the same machines
+    include: tuple[Entry, ...] = ()
+    exclude: tuple[Entry, ...] = ()
+
+
+class Nightly(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How `lab nightly` spends its time, and who is told."""
+
+    budget: str = ""  # "8h"; "": as long as it takes
+    mail_to: tuple[str, ...] = ()  # empty: the mail is only written
+    mail_from: str = "lab@localhost"
+    mail_command: tuple[str, ...] = ("/usr/sbin/sendmail", "-t", "-i")  # gets it on its input
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of `lab.toml`. The defaults here are the defaults of the lab."""
 
@@ -151,6 +186,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     kselftest: Kselftest = Kselftest()
     fleet: Fleet = Fleet()
     hosts: dict[str, Host] = {}
+    matrix: Matrix = Matrix()
+    nightly: Nightly = Nightly()
 
 
 def size_bytes(text: str, *, where: str) -> int:
@@ -182,6 +219,10 @@ def _check_keys(table: Mapping[str, Any], kind: type, file: str, prefix: str = "
             if not isinstance(value, dict):
                 raise UserError(f"{file}: {prefix}{key} is a table", hint=f"write [{prefix}{key}]")
             _check_keys(value, inner, file, f"{prefix}{key}.")
+        elif inner == tuple[Entry, ...] and isinstance(value, list):
+            for number, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    _check_keys(entry, Entry, file, f"{prefix}{key}[{number}].")
 
 
 def parse(raw: str, *, file: str) -> Config:
@@ -204,6 +245,7 @@ def parse(raw: str, *, file: str) -> Config:
 def _check_values(config: Config, file: str) -> None:
     """Values of the right type that make no sense."""
     size_bytes(config.machine.memory, where=f"{file}: machine.memory")
+    _check_nightly(config.nightly, file)
     if not config.arch:
         raise UserError(f"{file}: arch: none is listed", hint='write it like ["x86_64"]')
     if config.machine.accel not in ("auto", "kvm", "tcg"):
@@ -224,6 +266,20 @@ def _check_values(config: Config, file: str) -> None:
     ):
         if value < least:
             raise UserError(f"{file}: {name}: {value} is below {least}")
+
+
+def _check_nightly(nightly: Nightly, file: str) -> None:
+    if nightly.budget:
+        duration_s(nightly.budget, where=f"{file}: nightly.budget")
+    for key, addresses in (("mail_from", (nightly.mail_from,)), ("mail_to", nightly.mail_to)):
+        for address in addresses:
+            # They become headers of a mail.
+            if not address.isprintable() or "@" not in address:
+                raise UserError(f"{file}: nightly.{key}: {address!r} is not an address")
+    if nightly.mail_to and not nightly.mail_command:
+        raise UserError(
+            f"{file}: nightly.mail_command: it is empty", hint='write it like ["sendmail", "-t"]'
+        )
 
 
 def find(start: Path) -> Path | None:

@@ -545,6 +545,18 @@ class PrefixResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparator:
+    """Another kernel in the cases of a run. No verdict rests on it."""
+
+    name: str  # what the user named: debian:6.12
+    version: str
+    arch: str
+    kernel_key: str = ""
+    missing: str = ""  # why there are no trials
+    trials: tuple[Trial, ...] = ()  # their cells say "base"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A finished run, whole."""
 
@@ -557,6 +569,7 @@ class RunRecord:
     timing: Timing
     finished: str
     prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch: empty if it was not asked for
+    comparators: tuple[Comparator, ...] = ()  # of --comparator, one for each architecture
 
 
 # --- selftest ----------------------------------------------------------------------------------

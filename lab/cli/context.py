@@ -29,6 +29,7 @@ class Context:
     config: Config
     out: Console
     quiet: bool
+    file: Path | None = None  # the lab.toml in force
 
     @property
     def cache(self) -> Cache:
@@ -79,7 +80,7 @@ arch_option = click.option(
 profile_option = click.option(
     "--profile",
     metavar="NAME",
-    help="Set of Kconfig fragments: plain, lockdep, kasan, faultinject.",
+    help="Set of Kconfig fragments: plain, lockdep, kasan, kcsan, faultinject.",
 )
 patch_option = click.option(
     "--patch",
@@ -133,6 +134,7 @@ def cli(
     \b
     Exit codes:  0 clean   1 regressed   2 usage   3 the lab broke   4 inconclusive
     """
-    loaded = config.load(config_file or config.find(Path.cwd()))
+    file = config_file or config.find(Path.cwd())
+    loaded = config.load(file)
     loaded = override(loaded, paths={"cache": cache, "runs": runs})
-    context.obj = Context(config=loaded, out=Console(soft_wrap=False), quiet=quiet)
+    context.obj = Context(config=loaded, out=Console(soft_wrap=False), quiet=quiet, file=file)

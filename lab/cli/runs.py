@@ -71,6 +71,12 @@ EXIT = {
 )
 @click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
 @click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
+@click.option(
+    "--comparator",
+    metavar="TREE",
+    help="Another kernel (debian:6.12) that runs the same cases: its numbers stand beside those of "
+    "base and patched. No verdict rests on it.",
+)
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
 @click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
 @click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
@@ -103,6 +109,7 @@ def run(
     coverage: bool,
     repeats: int | None,
     max_repeats: int | None,
+    comparator: str | None,
     seed: int | None,
     duration: str | None,
     filesystem: tuple[str, ...],
@@ -128,6 +135,7 @@ def run(
         run={
             "repeats": repeats,
             "max_repeats": max_repeats,
+            "comparator": comparator,
             "seed": seed,
             "only": split(only),
         },

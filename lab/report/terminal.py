@@ -28,7 +28,7 @@ from lab.model import (
     RunRecord,
     Splat,
 )
-from lab.report import coverage, locks, speed, view
+from lab.report import beside, coverage, locks, speed, view
 from lab.report import progress as progress_module
 from lab.report.layout import grid as _grid
 from lab.report.layout import heading as _heading
@@ -119,6 +119,7 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _speeds(record, console)
     _locks(record, folder, console)
     _coverage(folder, console)
+    beside.show(record, console)
     _warnings(record, console)
     _reasons(record, console)
     _ending(record, folder, console)
