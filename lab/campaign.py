@@ -411,7 +411,7 @@ async def _test_arch(
     gathered: Gathered,
     manifest: Manifest,
     emit: Emit,
-    crew: Crew | None,
+    crew: Crew | None = None,
 ) -> None:
     """All that one architecture is asked. If KVM is lost on the way, all of it again under TCG:
     results of different accelerators are never compared."""
