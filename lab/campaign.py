@@ -437,7 +437,7 @@ async def _test_arch(
     gathered: Gathered,
     manifest: Manifest,
     emit: Emit,
-    crew: Crew | None,
+    crew: Crew | None = None,
 ) -> Pool:
     """All that one architecture is asked, by the machines that are returned.
 

@@ -287,7 +287,10 @@ def _bring(remote: _Remote, raw: bytes, digest: str, emit: Emit) -> None:
     step("making its virtual environment")
     remote.must((remote.host.python, "-m", "venv", f"{folder}/.venv"), limit_s=_INSTALL_S)
     remote.must(
-        (f"{folder}/.venv/bin/pip", "install", "--quiet", "--editable", f"{tree}[fleet]"),
+        (
+            *(f"{folder}/.venv/bin/pip", "--disable-pip-version-check", "install", "--quiet"),
+            *("--editable", f"{tree}[fleet]"),
+        ),
         limit_s=_INSTALL_S,
         hint="pip there must reach a package index",
     )
