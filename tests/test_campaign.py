@@ -25,8 +25,9 @@ class Rounds:
         self.opened: list[AcceleratorLost | None] = []
         self.ran: list[object] = []
 
-    async def open_pool(self, *_args: object, lost: AcceleratorLost | None = None) -> object:
-        self.opened.append(lost)
+    async def open_pool(self, *args: object) -> object:
+        lost = [arg for arg in args if isinstance(arg, AcceleratorLost)]
+        self.opened.append(lost[0] if lost else None)
         return len(self.opened)
 
     async def test(self, _ready: object, machines: object, *_rest: object) -> None:
