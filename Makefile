@@ -49,6 +49,8 @@ setup: $(VENV)/.installed ## virtual environment, and system packages that are m
 .PHONY: test-tools
 test-tools:
 	@missing="$$(for name in cpio gdb; do command -v $$name >/dev/null || echo $$name; done)"; $(INSTALL)
+	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || ! command -v apt-get >/dev/null || \
+		$(SUDO) tests/install-sshd
 
 # apt-get alone can bring what makes a virtual environment; everything else lab doctor names.
 $(VENV)/.installed: pyproject.toml

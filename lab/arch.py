@@ -26,6 +26,7 @@ class Arch:
     console: str  # console= on the kernel's command line
     cmdline: str  # extra
     tcg_cmdline: str = ""  # extra under TCG
+    counter_flags: tuple[str, ...] = ()  # of the compiler, for atomic counters of executed lines
 
     @property
     def emulator(self) -> str:
@@ -45,6 +46,7 @@ class Arch:
             self.qemu: self.qemu_package,
             self.emulator: "qemu-user-static",
             f"{self.cross}gcc": f"gcc-{prefix.rstrip('-')}",
+            f"{self.cross}gcov": f"gcc-{prefix.rstrip('-')}",
             f"{self.cross}ld": f"binutils-{prefix.rstrip('-')}",
             str(self.static_libc): f"libc6-dev-{self.debian}-cross",
         }
@@ -87,6 +89,7 @@ ARCHS: dict[str, Arch] = {
         tcg_cpu="cortex-a57",
         console="ttyAMA0",
         cmdline="earlycon",
+        counter_flags=("-mno-outline-atomics",),  # the kernel has no such functions
     ),
 }
 

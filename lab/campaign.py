@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lab
 from lab import (
     accel,
+    comparator,
     host,
     image,
     initramfs,
@@ -33,12 +35,17 @@ from lab import (
 from lab.accel import AcceleratorLost
 from lab.arch import arch as arch_row
 from lab.config import Config
+from lab.coverage import study
+from lab.coverage.record import Coverage
 from lab.equipment import Equipment, kit
+from lab.fleet import join
 from lab.lockgraph import stored
 from lab.lockgraph.diff import diff
 from lab.lockgraph.news import news
 from lab.model import (
+    Accelerator,
     BuildFailure,
+    Comparator,
     Emit,
     Event,
     EventKind,
@@ -80,6 +87,9 @@ from lab.subject import (
 from lab.symbols import History
 from lab.verdict.observe import comparable_trials
 
+if TYPE_CHECKING:  # it brings Dask
+    from lab.fleet.crew import Crew
+
 
 @dataclass(slots=True)
 class Gathered:
@@ -90,6 +100,8 @@ class Gathered:
     images: list[RootImage] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     prefixes: list[PrefixResult] = field(default_factory=list)
+    coverage: dict[str, Coverage] = field(default_factory=dict)  # by architecture
+    comparators: list[Comparator] = field(default_factory=list)
     past: dict[tuple[str, str], Past] = field(default_factory=dict)  # of earlier bases
     setup_s: float = 0.0
     tested_s: float = 0.0  # with at least one machine up
@@ -112,8 +124,10 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
     gathered.setup_s += time.monotonic() - began
     for note in manifest.notes:
         emit(Event(kind=EventKind.WARNING, step="allow", text=note))
-    folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
-    with locked(folder / "lock"):
+    async with contextlib.AsyncExitStack() as held:
+        crew = await held.enter_async_context(join.crew(config, planned.archs, cache, emit))
+        folder, manifest = _open_run(config.paths.runs_dir, manifest, emit)
+        held.enter_context(locked(folder / "lock"))
         sweep_temporaries(folder)
         write_atomically(folder / "manifest.json", model.encode(manifest))
         _keep_series(planned.subject.series, folder)
@@ -129,9 +143,27 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
                     kernel, planned, config, cache, folder, emit
                 )
             gathered.setup_s += time.monotonic() - asked
+        counting: dict[str, Kernel | str] = {}
+        if request.coverage:
+            asked = time.monotonic()
+            pairs = [(each.base, each.patched) for each in ready if each is not None]
+            counting = await study.build_kernels(pairs, planned, config, cache, emit)
+            gathered.setup_s += time.monotonic() - asked
         for each in ready:
             if each is not None:
-                await _test_arch(each, planned, config, cache, folder, gathered, manifest, emit)
+                machines = await _test_arch(
+                    each, planned, config, cache, folder, gathered, manifest, emit, crew
+                )
+                if counts := counting.get(machines.arch):
+                    asked = time.monotonic()
+                    gathered.coverage[machines.arch] = await study.cover(
+                        counts, machines, planned, config, cache, folder
+                    )
+                    gathered.setup_s += time.monotonic() - asked
+            if each is not None and config.run.comparator:
+                gathered.comparators.append(
+                    await comparator.measure(each.base.arch, planned, config, cache, folder, emit)
+                )
         gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
@@ -144,6 +176,8 @@ def prospect(request: Request, cache: Cache, emit: Emit) -> tuple[Plan, Manifest
     Raises `UserError` if the request cannot be carried out.
     """
     subject = take(request, cache, emit)
+    if request.coverage:
+        study.check(request.config.arch)
     planned = make_plan(subject, request.config, cache=cache, emit=emit)
     return planned, _manifest(request, planned)
 
@@ -169,6 +203,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         config.faultstress,
         planned.allowed,
         request.each_patch,
+        request.coverage,
         lab.__version__,
     ):
         digest.update(repr(part).encode() + b"\0")
@@ -201,6 +236,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         notes=allow.expired(planned.allowed, today=now.date()),
         config=model.encode(config).decode(),
         each_patch=request.each_patch,
+        coverage=request.coverage,
         replays=request.replays,
     )
 
@@ -308,6 +344,32 @@ def _ran_make(result: Kernel | BuildFailure) -> bool:
     return isinstance(result, BuildFailure) or result.make_ran
 
 
+async def _accelerator(
+    ready: Ready,
+    config: Config,
+    cache: Cache,
+    emit: Emit,
+    crew: Crew | None,
+    lost: AcceleratorLost | None,
+) -> Accelerator:
+    """By proof; after KVM was `lost`, it is TCG."""
+    name, kernel, ramfs = ready.base.arch, ready.base.image, ready.initramfs
+    force = config.machine.forced_accel
+    if lost is not None:
+        text = f"{lost.message}; all cases run under TCG now"
+        emit(Event(kind=EventKind.WARNING, step=f"machines {name}", text=text))
+        force = "tcg"
+    if crew is not None:
+        return await crew.prove(name, config.machine, kernel=kernel, initramfs=ramfs, force=force)
+    if lost is not None:
+        return await accel.fall_back(
+            name, kernel=kernel, initramfs=ramfs, cache=cache, emit=emit, reason=lost.message
+        )
+    return await accel.choose_async(
+        name, kernel=kernel, initramfs=ramfs, cache=cache, emit=emit, force=force
+    )
+
+
 async def _open_pool(
     ready: Ready,
     planned: Plan,
@@ -317,53 +379,37 @@ async def _open_pool(
     trials: list[Trial],
     manifest: Manifest,
     emit: Emit,
+    crew: Crew | None,
     lost: AcceleratorLost | None = None,
 ) -> Pool:
-    """The accelerator, by proof, and as many machines at once as this host carries.
+    """The accelerator, by proof, and as many machines at once as this host or the crew carries.
 
     After KVM was `lost`, it is TCG.
     """
     name = ready.base.arch
-    if lost is None:
-        accelerator = await accel.choose_async(
-            name,
-            kernel=ready.base.image,
-            initramfs=ready.initramfs,
-            cache=cache,
-            emit=emit,
-            force=config.machine.forced_accel,
-        )
-    else:
-        text = f"{lost.message}; all cases run under TCG now"
-        emit(Event(kind=EventKind.WARNING, step=f"machines {name}", text=text))
-        accelerator = await accel.fall_back(
-            name,
-            kernel=ready.base.image,
-            initramfs=ready.initramfs,
-            cache=cache,
-            emit=emit,
-            reason=lost.message,
-        )
+    accelerator = await _accelerator(ready, config, cache, emit, crew, lost)
+    here = pool.capacity(
+        config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
+    )
+    machines = await crew.capacity(name, config.machine, accelerator) if crew else here
     limits = {case.name: case.timeout_s for case in planned.cases}
 
     def measure() -> Split:
         rough = {case.name: case.expected_s for case in planned.cases if case.expected_s}
         known = rough | pool.durations(folder.parent, arch=name, accelerator=accelerator.name)
-        machines = pool.capacity(
-            config.machine, accelerator, cores=pool.cores(), free_bytes=pool.free_bytes()
-        )
         return Split(machines=machines, costs=plan.costs(limits, known))
 
     split = pool.settle(folder, name, measure)
     if split.machines > 1:
-        text = f"{split.machines} at once, on {pool.cores()} cores"
+        where = f"at {config.fleet.scheduler}" if crew else f"on {pool.cores()} cores"
+        text = f"{split.machines} at once, {where}"
         emit(Event(kind=EventKind.NOTE, step=f"machines {name}", text=text))
-    crowding = pool.crowding(config.machine, split.machines)
+    crowding = 1.0 if crew else pool.crowding(config.machine, split.machines)
     history = History(
         git_dir=planned.subject.source.git_dir,
         commits=prefix_commits(planned.subject, cache, emit),
     )
-    shelf = Shelf(cache) if config.machine.snapshots else None
+    shelf = Shelf(cache) if config.machine.snapshots and not crew else None
     equipment = Equipment(image=ready.image, initramfs=ready.initramfs, accelerator=accelerator)
     kits = {
         kernel.side: replace(
@@ -378,7 +424,8 @@ async def _open_pool(
         )
         for kernel in (ready.base, ready.patched)
     }
-    return Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
+    machines_of = Pool(arch=name, kits=kits, folder=folder, split=split, trials=trials, emit=emit)
+    return replace(machines_of, execute=crew.execute, far=True) if crew else machines_of
 
 
 async def _test_arch(
@@ -390,11 +437,15 @@ async def _test_arch(
     gathered: Gathered,
     manifest: Manifest,
     emit: Emit,
-) -> None:
-    """All that one architecture is asked. If KVM is lost on the way, all of it again under TCG:
-    results of different accelerators are never compared."""
+    crew: Crew | None = None,
+) -> Pool:
+    """All that one architecture is asked, by the machines that are returned.
+
+    If KVM is lost on the way, all of it again under TCG: results of different accelerators are
+    never compared.
+    """
     machines = await _open_pool(
-        ready, planned, config, cache, folder, gathered.trials, manifest, emit
+        ready, planned, config, cache, folder, gathered.trials, manifest, emit, crew
     )
     try:
         await _test(ready, machines, planned, config, gathered)
@@ -402,9 +453,10 @@ async def _test_arch(
         if config.machine.forced_accel is not None:
             raise
         machines = await _open_pool(
-            ready, planned, config, cache, folder, gathered.trials, manifest, emit, lost=lost
+            ready, planned, config, cache, folder, gathered.trials, manifest, emit, crew, lost
         )
         await _test(ready, machines, planned, config, gathered)
+    return machines
 
 
 async def _test(
@@ -516,7 +568,11 @@ def _record(
         images=tuple(gathered.images),
         trials=tuple(gathered.trials),
         verdict=verdict.judge(
-            replace(_judge_input(planned, config, gathered), locks=_lock_news(gathered, folder))
+            replace(
+                _judge_input(planned, config, gathered),
+                locks=_lock_news(gathered, folder),
+                absent=(*planned.absent, *study.doubts(gathered.coverage, gathered.trials)),
+            )
         ),
         timing=Timing(
             wall_s=wall_s,
@@ -527,6 +583,7 @@ def _record(
         ),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         prefixes=tuple(gathered.prefixes),
+        comparators=tuple(gathered.comparators),
     )
 
 

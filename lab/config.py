@@ -79,6 +79,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     repeats: int = 2
     max_repeats: int = 16  # a flake can be dropped after 13 quiet fresh runs, not before
     seed: int = 1
+    comparator: str = ""  # another kernel whose numbers stand beside, "debian:6.12"; "": none
     only: tuple[str, ...] = ()  # names or patterns of cases; empty: all of the suites
 
 
@@ -116,6 +117,57 @@ class Splats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     allow: tuple[str, ...] = ()
 
 
+class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where cells run, if not here."""
+
+    scheduler: str = ""  # of Dask: "tcp://host:8786"; "": this host runs its cells itself
+    artefacts: str = ""  # URL of a folder that every worker reaches; "": they see our files
+    patience_s: float = 300.0  # how long a scheduler or the last fitting worker may be gone
+
+
+class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A host that can be prepared over ssh; what is left out, ssh's own configuration says."""
+
+    address: str = ""  # "user@name:port"; "": the entry's own name
+    key: str = ""  # file of a private key
+    folder: str = "kernel-patch-lab"  # of the lab there, relative to the home
+    python: str = "python3"  # there
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Jobs of the matrix: a key that is left out stands for every value of its axis."""
+
+    kernel: str | None = None
+    series: str | None = None
+    arch: str | None = None
+    profile: str | None = None
+    filesystem: str | None = None
+    suite: str | None = None
+
+
+class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `lab nightly` runs: every combination of the axes. An empty axis is what `lab run`
+    takes by default."""
+
+    kernels: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    arch: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    filesystems: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()  # "boot,faultstress": both in the same machines
+    include: tuple[Entry, ...] = ()
+    exclude: tuple[Entry, ...] = ()
+
+
+class Nightly(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How `lab nightly` spends its time, and who is told."""
+
+    budget: str = ""  # "8h"; "": as long as it takes
+    mail_to: tuple[str, ...] = ()  # empty: the mail is only written
+    mail_from: str = "lab@localhost"
+    mail_command: tuple[str, ...] = ("/usr/sbin/sendmail", "-t", "-i")  # gets it on its input
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of `lab.toml`. The defaults here are the defaults of the lab."""
 
@@ -132,6 +184,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     splats: Splats = Splats()
     xfstests: Xfstests = Xfstests()
     kselftest: Kselftest = Kselftest()
+    fleet: Fleet = Fleet()
+    hosts: dict[str, Host] = {}
+    matrix: Matrix = Matrix()
+    nightly: Nightly = Nightly()
 
 
 def size_bytes(text: str, *, where: str) -> int:
@@ -163,6 +219,10 @@ def _check_keys(table: Mapping[str, Any], kind: type, file: str, prefix: str = "
             if not isinstance(value, dict):
                 raise UserError(f"{file}: {prefix}{key} is a table", hint=f"write [{prefix}{key}]")
             _check_keys(value, inner, file, f"{prefix}{key}.")
+        elif inner == tuple[Entry, ...] and isinstance(value, list):
+            for number, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    _check_keys(entry, Entry, file, f"{prefix}{key}[{number}].")
 
 
 def parse(raw: str, *, file: str) -> Config:
@@ -185,6 +245,7 @@ def parse(raw: str, *, file: str) -> Config:
 def _check_values(config: Config, file: str) -> None:
     """Values of the right type that make no sense."""
     size_bytes(config.machine.memory, where=f"{file}: machine.memory")
+    _check_nightly(config.nightly, file)
     if not config.arch:
         raise UserError(f"{file}: arch: none is listed", hint='write it like ["x86_64"]')
     if config.machine.accel not in ("auto", "kvm", "tcg"):
@@ -201,9 +262,24 @@ def _check_values(config: Config, file: str) -> None:
         ("faultstress.threads", config.faultstress.threads, 1),
         ("xfstests.timeout_s", config.xfstests.timeout_s, 1),
         ("kselftest.timeout_s", config.kselftest.timeout_s, 1),
+        ("fleet.patience_s", config.fleet.patience_s, 1),
     ):
         if value < least:
             raise UserError(f"{file}: {name}: {value} is below {least}")
+
+
+def _check_nightly(nightly: Nightly, file: str) -> None:
+    if nightly.budget:
+        duration_s(nightly.budget, where=f"{file}: nightly.budget")
+    for key, addresses in (("mail_from", (nightly.mail_from,)), ("mail_to", nightly.mail_to)):
+        for address in addresses:
+            # They become headers of a mail.
+            if not address.isprintable() or "@" not in address:
+                raise UserError(f"{file}: nightly.{key}: {address!r} is not an address")
+    if nightly.mail_to and not nightly.mail_command:
+        raise UserError(
+            f"{file}: nightly.mail_command: it is empty", hint='write it like ["sendmail", "-t"]'
+        )
 
 
 def find(start: Path) -> Path | None:

@@ -59,6 +59,7 @@ PACKAGES: dict[str, str] = {
     "fakeroot": "fakeroot",
     "flex": "flex",
     "gcc": "gcc",
+    "gcov": "gcc",
     "git": "git",
     "ld": "binutils",
     "make": "make",
@@ -112,6 +113,7 @@ class CommandFailed(LabFault):
 
 transcript: list[str] = []
 _leashes: set[int] = set()  # our ends of the pipes that keep children alive
+_spawned: dict[int, int] = {}  # of `spawn`: process id -> our end of its leash
 _lock = threading.RLock()  # a signal handler may find its own thread holding it
 _aborted = threading.Event()
 
@@ -190,15 +192,16 @@ def _log(argv: Sequence[str], cwd: Path | None, extra: Mapping[str, str] | None)
 
 
 @contextlib.contextmanager
-def _leashed(argv: Sequence[str]) -> Iterator[tuple[list[str], int]]:
-    """The argv behind the leash, and the descriptor to hand down; the pipe lives as long as us."""
+def _leashed(argv: Sequence[str]) -> Iterator[tuple[list[str], int, int]]:
+    """The argv behind the leash, the descriptor to hand down, and ours: the pipe between them
+    lives as long as we do."""
     if _aborted.is_set():
         raise LabFault("interrupted")
     inner, ours = os.pipe()
     with _lock:
         _leashes.add(ours)
     try:
-        yield [sys.executable, "-ISE", str(_LEASH), str(inner), *argv], inner
+        yield [sys.executable, "-ISE", str(_LEASH), str(inner), *argv], inner, ours
     finally:
         with _lock:
             _leashes.discard(ours)
@@ -227,7 +230,7 @@ def run(
     _log(words, cwd, env)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        command, fd = stack.enter_context(_leashed(words)) if leash else (words, None)
+        command, fd, _ = stack.enter_context(_leashed(words)) if leash else (words, None, None)
         process = subprocess.Popen(
             command,
             cwd=cwd,
@@ -313,13 +316,22 @@ def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = N
     _log(words, None, env)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _leashed(words) as (command, fd):
+        with _leashed(words) as (command, fd, _):
             status = subprocess.run(
                 command, env=environment(env), pass_fds=(fd,), check=False
             ).returncode
     finally:
         signal.signal(signal.SIGINT, before)
     return status if status >= 0 else 128 - status
+
+
+def ask_to_end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM for what `spawn` started, which may then take its own children down in order.
+
+    Does nothing if it is already ending.
+    """
+    with contextlib.suppress(KeyError, BrokenPipeError):
+        os.write(_spawned[process.pid], b".")
 
 
 @contextlib.asynccontextmanager
@@ -339,7 +351,7 @@ async def spawn(
     words = [tool(str(argv[0])), *(str(word) for word in argv[1:])]
     _log(words, cwd, env)
     with contextlib.ExitStack() as stack:
-        command, fd = stack.enter_context(_leashed(words))
+        command, fd, ours = stack.enter_context(_leashed(words))
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=cwd,
@@ -350,8 +362,10 @@ async def spawn(
             pass_fds=(fd, *pass_fds),
             start_new_session=True,
         )
+        _spawned[process.pid] = ours
         try:
             yield process
         finally:
+            del _spawned[process.pid]
             stack.close()
             await asyncio.shield(process.wait())

@@ -2,8 +2,9 @@
 
 The other end of FD's pipe is held by the lab alone. When the lab dies, by whatever means, the
 pipe closes, and everything that COMMAND started is killed, grandchildren that changed their
-process group included: the leash is their sub-reaper. Exits with COMMAND's status, or 128 plus
-the signal that ended it. Standard library only, imported by nobody: it must start fast.
+process group included: the leash is their sub-reaper. A byte in the pipe asks COMMAND alone to end
+(SIGTERM). Exits with COMMAND's status, or 128 plus the signal that ended it. Standard library
+only, imported by nobody: it must start fast.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ def main(argv: list[str]) -> int:
     poll.register(leash, select.POLLIN | select.POLLHUP)
     poll.register(child_fd, select.POLLIN)
     ready = {fd for fd, _ in poll.poll()}
+    while child_fd not in ready and os.read(leash, 1):
+        signal.pidfd_send_signal(child_fd, signal.SIGTERM)
+        ready = {fd for fd, _ in poll.poll()}
     if child_fd in ready:
         _, status = os.waitpid(child, 0)
         _kill_below(os.getpid())

@@ -363,6 +363,7 @@ class Trial:
     locks: LockFiles | None = None  # None: of a lab that did not read them
     restored: bool = False  # it began from a snapshot: `boot_s` is the restore's
     dump: str = ""  # file of the trial's folder with the guest's memory; "" if none was kept
+    host: str = ""  # name of the worker that ran it; "": the lab's own host
 
 
 # --- verdict -----------------------------------------------------------------------------------
@@ -503,6 +504,7 @@ class Manifest:
     config: str = ""  # the whole configuration in force, as JSON; "": of a lab that did not keep it
     each_patch: bool = False  # every prefix of the series was to be built and booted, too
     replays: str = ""  # the run that this one repeats
+    coverage: bool = False  # which lines of the series run was to be measured, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,6 +545,18 @@ class PrefixResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparator:
+    """Another kernel in the cases of a run. No verdict rests on it."""
+
+    name: str  # what the user named: debian:6.12
+    version: str
+    arch: str
+    kernel_key: str = ""
+    missing: str = ""  # why there are no trials
+    trials: tuple[Trial, ...] = ()  # their cells say "base"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A finished run, whole."""
 
@@ -555,6 +569,7 @@ class RunRecord:
     timing: Timing
     finished: str
     prefixes: tuple[PrefixResult, ...] = ()  # of --each-patch: empty if it was not asked for
+    comparators: tuple[Comparator, ...] = ()  # of --comparator, one for each architecture
 
 
 # --- selftest ----------------------------------------------------------------------------------

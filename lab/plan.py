@@ -135,6 +135,13 @@ def spread(cells: Sequence[Cell], shards: int, costs: Mapping[str, float]) -> tu
     return tuple(order)
 
 
+def longest_first(cells: Sequence[Cell], costs: Mapping[str, float]) -> tuple[Cell, ...]:
+    """The order for many machines that each take the next cell when they are free: none is then
+    left with a long one at the end. Cells of equal cost, as the two sides of a pair are, keep
+    their order."""
+    return tuple(sorted(cells, key=lambda cell: -sum(costs.get(case, 0.0) for case in cell.cases)))
+
+
 def shard_count(cells: int, *, machines: int, cases: int, work_s: float, boot_s: float) -> int:
     """Into how many shards to split each of `cells` so that all are done soonest, or nearly so.
 

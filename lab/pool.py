@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,9 +37,10 @@ from lab.store import remove_tree, write_atomically
 from lab.trial import Kit
 
 # What a QEMU needs beside its guest's memory: under TCG, most of it is translated code.
-_OVERHEAD_BYTES = {"kvm": 128 << 20, "tcg": 512 << 20}
-_MEMORY_SHARE = 0.8  # of what is available now: others want some too
+OVERHEAD_BYTES = {"kvm": 128 << 20, "tcg": 512 << 20}
+MEMORY_SHARE = 0.8  # of what is available now: others want some too
 _RUNS_REMEMBERED = 5
+_AHEAD = 2  # cells sent for each far machine: the next one is there when the last one ends
 
 Execute = Callable[[Cell, Kit, Path, Emit], Awaitable[Trial]]
 
@@ -63,8 +64,8 @@ def capacity(machine: Machine, accelerator: Accelerator, *, cores: int, free_byt
     """
     if machine.parallel:
         return machine.parallel
-    each_bytes = machine.memory_bytes + _OVERHEAD_BYTES[accelerator.name]
-    return max(1, min(cores // machine.cpus, int(free_bytes * _MEMORY_SHARE) // each_bytes))
+    each_bytes = machine.memory_bytes + OVERHEAD_BYTES[accelerator.name]
+    return max(1, min(cores // machine.cpus, int(free_bytes * MEMORY_SHARE) // each_bytes))
 
 
 def crowding(machine: Machine, machines: int) -> float:
@@ -132,9 +133,14 @@ class Pool:
     trials: list[Trial]  # of the whole run, in the order in which they ended
     emit: Emit
     execute: Execute = trial.run
+    far: bool = False  # the machines are on other hosts: cells are sent ahead, longest first
     busy_s: float = 0.0  # with at least one machine up
     _faults: list[LabError] = field(default_factory=list)
     _began: dict[str, bool] = field(default_factory=dict)  # cell of both sides -> restored
+    _tried: Counter[str] = field(default_factory=Counter)  # of the first `_counted` trials
+    _counted: int = 0
+    _lost: list[Trial] = field(default_factory=list)  # of the first `_seen` trials
+    _seen: int = 0
 
     async def run(self, cells: Sequence[Cell], *, asked: bool = False) -> None:
         """Run all cells, as many at once as the split says, each in as many machines as it takes.
@@ -152,7 +158,7 @@ class Pool:
                     await self._run_cell(cell)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.split.machines, len(queue))):
+            for _ in range(min(self.split.machines * (_AHEAD if self.far else 1), len(queue))):
                 group.create_task(work())
         self.busy_s += time.monotonic() - began
         for other in self._faults[1:]:
@@ -170,14 +176,15 @@ class Pool:
             work_s=most,
             boot_s=kit.accelerator.boot_s,
         )
-        return plan.spread(cells, shards, self.split.costs)
+        spread = plan.spread(cells, shards, self.split.costs)
+        return plan.longest_first(spread, self.split.costs) if self.far else spread
 
     def _cost(self, case: str) -> float:
         return self.split.costs.get(case, 0.0)
 
     def _due(self, cell: Cell, *, asked: bool) -> tuple[Cell, ...]:
         """The cell without the cases that are left out by now; these on their own if `asked`."""
-        out = verdict.left_out(self.trials, cell.arch)
+        out = verdict.left_out(self._downs(), cell.arch)
         alone = [case for case in cell.cases if cell.repeat > out.get(case, cell.repeat)]
         return plan.apart(cell, alone, keep=asked)
 
@@ -205,9 +212,9 @@ class Pool:
 
     async def one_trial(self, cell: Cell) -> Trial:
         """Run the cell, or take its whole record from the run that was cut off."""
-        attempts = sum(1 for old in self.trials if old.cell == cell)
-        digest = plan.digest(cell)[:6]
-        name = f"{cell.arch}-{cell.side}-{cell.repeat + 1:02}-{digest}-{attempts + 1}"
+        digest = plan.digest(cell)
+        attempts = self._attempts(digest)
+        name = f"{cell.arch}-{cell.side}-{cell.repeat + 1:02}-{digest[:6]}-{attempts + 1}"
         folder = self.folder / "trials" / name
         step = trial.step_name(cell)
         record_file = folder / "trial.json"
@@ -228,6 +235,22 @@ class Pool:
         self.emit(Event(kind=EventKind.DONE, step=step, text=_digest_line(record)))
         return record
 
+    def _attempts(self, digest: str) -> int:
+        """How many trials of that cell have ended. Each trial is looked at once, for a run may
+        have thousands."""
+        for old in self.trials[self._counted :]:
+            self._tried[plan.digest(old.cell)] += 1
+        self._counted = len(self.trials)
+        return self._tried[digest]
+
+    def _downs(self) -> list[Trial]:
+        """The trials whose machines went down."""
+        self._lost += [
+            old for old in self.trials[self._seen :] if verdict.took_down(old) is not None
+        ]
+        self._seen = len(self.trials)
+        return self._lost
+
     def _may_restore(self, cell: Cell) -> bool:
         """Whether the cell's machine may begin from a snapshot.
 
@@ -240,6 +263,8 @@ class Pool:
     def _restorable(self, cell: Cell) -> bool:
         """Both kernels have booted in this run, always well, and left a snapshot."""
         for kit in self.kits.values():
+            if kit.shelf is None:
+                return False
             boots = [
                 record
                 for record in self.trials

@@ -7,6 +7,7 @@ Layout of the cache (default `$XDG_CACHE_HOME/kernel-patch-lab`):
     trees/           checked-out source trees, by source tree and patches
     builds/KEY/      whole kernels
     images/          root images and initramfs archives, by digest
+    artefacts/       what cells of other hosts brought, by digest
     payloads/        what suites bring into a guest, built and packed, by content
     snapshots/       machines of kernels that have booted
     staging/         half-made things; swept when their owner is dead
@@ -162,7 +163,14 @@ class Cache:
         Returns bytes freed by path. Touches only the sub-folders that the lab makes, never the
         root itself, so that a wrong path in lab.toml costs nothing.
         """
-        kinds: tuple[str, ...] = ("builds", "trees", "payloads", "staging", "snapshots")
+        kinds: tuple[str, ...] = (
+            "builds",
+            "trees",
+            "payloads",
+            "staging",
+            "snapshots",
+            "artefacts",
+        )
         if everything:
             kinds = (*kinds, "images", "sources", "ccache", "locks")
         freed: dict[str, int] = {}

@@ -6,7 +6,7 @@ Everything that `lab run`, `lab build` and `lab boot` have in common before a ma
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from lab.model import (
     Source,
     UserError,
 )
+from lab.selection import Selection
 from lab.splat import allow
 from lab.splat.allow import Allowed
 from lab.store import Cache
@@ -52,6 +53,7 @@ class Request:
     config: Config
     command: tuple[str, ...] = ()
     each_patch: bool = False  # build and boot every prefix of the series, too
+    coverage: bool = False  # measure which lines of the series run, too
     repository: Path | None = None  # where a git range is looked up; default: the kernel's tree
     # What a replay has at hand already, and the run that it repeats.
     series: Series | None = None
@@ -169,6 +171,7 @@ def make_plan(
         fragments[name, Side.PATCHED] = (
             (*base, Fragment(name="series.toml", text=extra)) if extra else base
         )
+    check_asked(selected, config, archs[0])
     return Plan(
         subject=subject,
         suites=selected.suites,
@@ -262,21 +265,53 @@ def build_pair(
     return [base, patched]
 
 
+def check_asked(selected: Selection, config: Config, arch: str) -> None:
+    """Raises `UserError` for what a case requires and only other profiles ask for: the kernel will
+    not have it, and that is better said before it is built."""
+    text = "\n".join(
+        one.text for one in (*kconfig.fragments(config.profile, arch), *own_fragments(config))
+    )
+    others = "\n".join(
+        one.text for profile in kconfig.profiles() for one in kconfig.fragments(profile, arch)
+    )
+    for suite in selected.suites:
+        known = tuple(
+            symbol
+            for symbol in registry.required(suite, selected.cases)
+            if not registry.missing_symbols(Needs(symbols=(symbol,)), others)
+        )
+        _refuse(suite, known, selected.cases, text, config)
+
+
+def _refuse(
+    suite: Suite,
+    symbols: Sequence[str],
+    cases: Sequence[PlannedCase],
+    text: str,
+    config: Config,
+) -> None:
+    """Raises `UserError` if the configuration `text` lacks one of the symbols."""
+    missing = registry.missing_symbols(Needs(symbols=tuple(symbols)), text)
+    if not missing:
+        return
+    rest = registry.runnable(suite, cases, text)
+    groups = dict.fromkeys(":".join(name.split("/")[:2]) for name in rest)
+    instead = f"; what it can run: --suite {','.join(groups)}" if groups else ""
+    raise UserError(
+        f"suite {suite.name} needs {', '.join(missing)}, "
+        f"which profile {config.profile} does not set",
+        hint="choose another profile (lab suites NAME names it), or add a fragment under [build] "
+        f"in lab.toml{instead}",
+    )
+
+
 def _check_needs(planned: Plan, base: Kernel, config: Config, emit: Emit) -> None:
     """Every suite's Kconfig symbols are in the kernel. Raises `UserError` before any boot."""
     text = base.config.read_text()
     for suite in planned.suites:
         needs = suite.needs(suite_options(config))
-        refused = registry.refusal(suite, needs, planned.cases, text)
-        if refused:
-            rest = registry.runnable(suite, planned.cases, text)
-            groups = dict.fromkeys(":".join(name.split("/")[:2]) for name in rest)
-            instead = f"; what it can run: --suite {','.join(groups)}" if groups else ""
-            raise UserError(
-                f"{refused}, which profile {config.profile} does not set",
-                hint="choose another profile (lab suites NAME names it), or add a fragment under "
-                f"[build] in lab.toml{instead}",
-            )
+        symbols = (*needs.symbols, *registry.required(suite, planned.cases))
+        _refuse(suite, symbols, planned.cases, text, config)
         for symbol, lost in needs.better.items():
             if registry.missing_symbols(Needs(symbols=(symbol,)), text):
                 told = f"profile {config.profile} does not set {symbol}: {lost}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from lab import locks, model, symbols
+from lab import counters, locks, model, symbols
 from lab.guest import Down, Exited, Guest
 from lab.machine import Disk, Timeouts
 from lab.model import (
@@ -42,6 +42,7 @@ from lab.store import write_atomically
 from lab.suites import registry
 from lab.suites.protocol import Needs, PlannedCase, Suite, Told
 
+RECORD = "trial.json"
 PROBE = Path(__file__).parent.parent / "images" / "guest" / "probe.sh"
 _MARK_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 30.0
@@ -71,6 +72,7 @@ class Kit:
     shelf: Shelf | None = None  # None: every machine boots
     restore: bool = False  # begin from a snapshot of the kernel, if there is one that works
     dump: bool = False  # keep the memory of a machine that panics or hangs
+    counters: bool = False  # keep what the kernel, built for that, counts of its lines in each case
 
     def rig(self, *, memory_bytes: int, cpus: int) -> Rig:
         """The machines that these artefacts make."""
@@ -212,7 +214,7 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         restored=box.restored,
         dump=box.dump.name if box.dump else "",
     )
-    write_atomically(folder / "trial.json", model.encode(trial))
+    write_atomically(folder / RECORD, model.encode(trial))
     return trial
 
 
@@ -235,6 +237,8 @@ async def _use(
     if refused:
         progress.notes.append(refused)
         return
+    if kit.counters:
+        await _count(guest, folder, counters.BOOTING, progress)
     suites = {suite.name: suite for suite in kit.suites}
     covered = health.lockdep_alive
     config = kit.kernel.config.read_text()
@@ -271,6 +275,8 @@ async def _use(
         progress.taints[name] = (health.taint, after.taint)
         progress.parts += [_with_cover(part, health) for part in parts]
         progress.health = health = after
+        if kit.counters:
+            await _count(guest, folder, name, progress)
         if result.state in (CaseState.TIMEOUT, CaseState.HUNG) and number + 1 < len(cell.cases):
             # What it left behind cannot be known: processes, mounts, locks.
             progress.notes.append(f"{name} did not end by itself; the rest runs afresh")
@@ -284,6 +290,11 @@ async def _use(
         progress.locks = locks.none("this kernel has no lockdep")
     else:
         progress.locks = await locks.collect(guest, kit.kernel.vmlinux, folder)
+
+
+async def _count(guest: Guest, folder: Path, case: str, progress: Progress) -> None:
+    if problem := await counters.take(guest, folder, case):
+        progress.notes.append(problem)
 
 
 async def _unless_enough(

@@ -137,6 +137,16 @@ def test_a_script_that_runs_is_noticed(chromium: Chromium) -> None:
     assert title.startswith("CLEAN") and said and not any('it ran"' in line for line in said)
 
 
+def test_a_box_of_the_matrix_opens_what_is_folded(chromium: Chromium) -> None:
+    many = tuple(f"xfstests/ext4-4k/generic/{n:03}" for n in range(20))
+    page = chromium.folder / "page.html"
+    page.write_text(html.page(records.run(records.well, records.well, cases=many), None))
+    for fragment, opened in (("", 0), ("#case-7", 1)):
+        dom = chromium.run("--dump-dom", f"{page.as_uri()}{fragment}").text
+        assert 'id="case-7"' in dom
+        assert len(re.findall(r'<details class="consoles" open', dom)) == opened
+
+
 def test_light_and_dark_differ(chromium: Chromium) -> None:
     (chromium.folder / "page.html").write_text(html.page(records.corrupting(), None))
     pictures = []

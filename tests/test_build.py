@@ -115,6 +115,7 @@ class Toy:
         seed: Kernel | None = None,
         keep: bool = False,
         cache: Cache | None = None,
+        counted: tuple[str, ...] = (),
     ) -> Kernel | BuildFailure:
         extra = (Fragment(name="extra.config", text=config),) if config else ()
         return build(
@@ -127,6 +128,7 @@ class Toy:
             jobs=2,
             seed=seed,
             keep=keep,
+            counted=counted,
         )
 
     def kernel(self, tree: Tree, **how: object) -> Kernel:

@@ -40,7 +40,9 @@ def run_arch(rounds: Rounds, config: Config, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(campaign, "_test", rounds.test)
     nothing = cast(Any, SimpleNamespace(trials=[]))
     asyncio.run(
-        campaign._test_arch(nothing, nothing, config, nothing, Path(), nothing, nothing, print)
+        campaign._test_arch(
+            nothing, nothing, config, nothing, Path(), nothing, nothing, print, None
+        )
     )
 
 

@@ -43,6 +43,10 @@ def test_values_arrive() -> None:
         ("[machine]\naccel = 'warp'", "machine.accel: 'warp'", "kvm"),
         ("[run]\nrepeats = 17", "run.max_repeats: 16 is below 17", ""),
         ("= 3", "lab.toml: Invalid", ""),
+        ("[nightly]\nbudget = 'soon'", "lab.toml: nightly.budget: 'soon'", "30m"),
+        ('[nightly]\nmail_to = ["a@b\\nBcc: c@d"]', "nightly.mail_to", ""),
+        ("[nightly]\nmail_from = 'me'", "nightly.mail_from: 'me' is not an address", ""),
+        ("[nightly]\nmail_to = ['a@b']\nmail_command = []", "nightly.mail_command", "sendmail"),
     ],
 )
 def test_refusals_name_file_and_key(text: str, said: str, hint: str) -> None:

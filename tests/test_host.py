@@ -221,3 +221,18 @@ def test_a_spawned_tool_that_is_missing() -> None:
 
     with pytest.raises(UserError, match="no-such-tool is not installed"):
         asyncio.run(main())
+
+
+def test_what_is_spawned_can_be_asked_to_end() -> None:
+    """It ends by itself, with a status of its own; its children go with it."""
+    script = "trap 'echo asked; exit 7' TERM; sleep 600 & echo up; wait"
+
+    async def play() -> tuple[bytes, int]:
+        async with host.spawn(["sh", "-c", script], stdout=asyncio.subprocess.PIPE) as process:
+            assert process.stdout is not None
+            said = await process.stdout.readline()
+            host.ask_to_end(process)
+            said += await process.stdout.readline()
+            return said, await process.wait()
+
+    assert asyncio.run(play()) == (b"up\nasked\n", 7)

@@ -9,7 +9,7 @@ from math import exp, log
 
 import pytest
 
-from lab.model import CaseState, Cell, Comparison, MachineEnd, RunRecord, Side, Splat, Trial
+from lab.model import CaseState, Cell, Comparison, MachineEnd, Past, RunRecord, Side, Splat, Trial
 from lab.report import cases, html, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import speed_interval
@@ -244,6 +244,16 @@ def test_many_cases_that_pass_are_folded_and_have_no_box() -> None:
     page = Page(html.page(record, None))
     assert all(name in page.text for name in many)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_what_earlier_bases_did_is_shown_beside_the_base() -> None:
+    record = records.clean()
+    past = Past(failed=3, decided=60, runs=5, versions=("6.1.190", "<6.1>"))
+    seen = tuple(replace(case, past=past) for case in record.verdict.cases)
+    page = html.page(replace(record, verdict=replace(record.verdict, cases=seen)), None)
+    assert page.count("(failed 3 of 60 earlier)") == len(seen)
+    assert "earlier bases failed in 3 of 60 (5 runs: 6.1.190, &lt;6.1&gt;)" in page
+    assert "earlier" not in html.page(record, None)
 
 
 # --- how sure ----------------------------------------------------------------------------------

@@ -113,6 +113,12 @@ def test_one_run_has_no_interval() -> None:
     assert "no interval" in speed.wording(one)
 
 
+def test_equal_values_show_no_noise_and_have_no_interval() -> None:
+    one = judged([100.0] * 6, [80.0] * 6)
+    assert one.ratio == pytest.approx(0.8) and one.low is None
+    assert not one.slower
+
+
 def test_zero_is_not_comparable() -> None:
     assert judged([0.0, 1.0], [1.0, 2.0]).ratio is None
 

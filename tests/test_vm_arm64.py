@@ -33,7 +33,7 @@ def record_of(lab: Lab) -> tuple[dict[str, Any], Path]:
 
 def test_one_run_one_verdict_both_architectures(make_lab: MakeLab) -> None:
     lab = make_lab(BOTH)
-    done = lab("run", "--patch", ROOT / "patches/demo", expect=0, timeout_s=3400)
+    done = lab("run", "--coverage", "--patch", ROOT / "patches/demo", expect=0, timeout_s=3400)
     assert "builds and boots on x86_64 and arm64" in " ".join(done.stdout.split())
     record, folder = record_of(lab)
     assert record["verdict"]["outcome"] == "clean"
@@ -63,6 +63,27 @@ def test_one_run_one_verdict_both_architectures(make_lab: MakeLab) -> None:
     assert {name.partition(".")[0] for name in names} == {"lab", "x86_64", "arm64"}
     page = (folder / "report.html").read_text()
     assert page.count("arm64") > 4 and page.count("x86_64") > 4
+    _check_coverage(json.loads(lab("coverage", "--json", expect=0).stdout), planned)
+
+
+def _check_coverage(found: list[dict[str, Any]], planned: set[str]) -> None:
+    """Of the demo series, whose second patch counts in the page fault path."""
+    assert [one["arch"] for one in found] == ["arm64", "x86_64"]
+    for one in found:
+        assert (one["why"], one["lost"], one["failed"], one["splats"]) == ("", [], [], [])
+        assert set(one["cases"]) == planned
+        assert {"mm/memory.gcno", "mm/vmstat.gcno"} <= set(one["objects"])
+        second = one["patches"][1]
+        assert second["counts"]["executed"] > 5
+        assert second["suites"]["faultstress"] > 5 and second["suites"]["booting"] > 5
+        assert "unknown" not in second["counts"]
+        ran = {
+            line["text"].strip(): line["state"]
+            for file in second["files"]
+            for hunk in file["hunks"]
+            for line in hunk["lines"]
+        }
+        assert ran["return FAULT_STAT_READ;"] == "executed"
 
 
 def test_a_panic_on_arm64_is_told_by_pvpanic_and_read(make_lab: MakeLab) -> None:

@@ -228,6 +228,12 @@ static void step_clean(void)
 
 /* --- threads ------------------------------------------------------------------------------- */
 
+/* Whom the others may be waiting for goes on until they have all ended. */
+static bool still_needed(void)
+{
+	return self->role == ROLE_HELP && load(&finished) + 1 < world->nr_threads;
+}
+
 static void *thread_main(void *argument)
 {
 	static const char * const names[] = { "fs-fault", "fs-change", "fs-clean", "fs-help" };
@@ -242,7 +248,7 @@ static void *thread_main(void *argument)
 		sched_yield();
 	if (!inject_start())
 		call_failed("make-it-fail", EOPNOTSUPP);
-	while (!load(&world->stop)) {
+	while (!load(&world->stop) || still_needed()) {
 		if (sabotage_is("nothing"))
 			pause_random(1000);
 		else if (self->role == ROLE_FAULT)

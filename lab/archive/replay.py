@@ -77,6 +77,7 @@ def prepare(
         config=msgspec.structs.replace(config, paths=paths, machine=machine, build=build),
         command=command,
         each_patch=manifest.each_patch,
+        coverage=manifest.coverage,
         series=replace(repeated, origin=manifest.series_origin),
         source=_source(manifest.source, cache, emit),
         replays=manifest.run,

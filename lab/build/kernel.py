@@ -20,6 +20,7 @@ from typing import TypeVar
 from lab import host, kconfig, patching
 from lab.arch import Arch
 from lab.arch import arch as arch_row
+from lab.build import counted as counters
 from lab.build import diagnostics, recipe, sandbox
 from lab.build import seed as seeding
 from lab.build.recipe import Inputs
@@ -67,28 +68,33 @@ def build(
     jobs: int,
     seed: Kernel | None = None,
     keep: bool = False,
+    counted: Sequence[str] = (),
 ) -> Kernel | BuildFailure:
     """The kernel of `tree` for `arch`, from the cache or built.
 
     `seed` is a kernel whose objects may be started from; it is used where that is sound, and the
     result does not depend on it. With `keep` the new objects are kept even so, for kernels that
-    have one patch more. Raises `UserError` for fragments that contradict each other or that the
-    kernel does not follow, `LabFault` where the host is at fault. A source that does not build is a
-    `BuildFailure`; so is a patch that takes away an option which the fragments need.
+    have one patch more. Objects in `counted` count how often their lines run. Raises `UserError`
+    for fragments that contradict each other or that the kernel does not follow, `LabFault` where
+    the host is at fault. A source that does not build is a `BuildFailure`; so is a patch that takes
+    away an option which the fragments need.
     """
     row = arch_row(arch)
     merged = kconfig.merge(fragments)
+    tools = recipe.toolchain(row)
     inputs = Inputs(
         recipe=recipe.VERSION,
         arch=row.name,
         tree=tree.tree,
         base_tree=tree.source.tree,
         config=merged.text,
-        toolchain=recipe.toolchain(row),
+        toolchain=tools,
         changed=tuple(sorted(tree.changed)),
         stamp=recipe.stamp(tree.source.git_dir, tree.source.commit),
+        counted=tuple(counted),
+        counter_flags=counters.flags(row, tools.cc) if counted else (),
     )
-    step = f"build {side} {row.name}"
+    step = f"build {side} {row.name}{' with counters' if counted else ''}"
     with cache.lock(f"build {inputs.key}"):
         stored = _stored(cache.sub("builds") / inputs.key, side)
         if stored is not None and (not keep or (stored.folder / "obj").is_dir()):
@@ -316,7 +322,7 @@ class _Job:
         return False
 
     def _expected(self, seed: Kernel | None, fresh: tuple[str, ...]) -> int:
-        if seed is not None:
+        if seed is not None and not self.inputs.counted:
             return seeding.expected(self.objects, fresh)
         counts = [
             kernel.compiled
@@ -333,6 +339,7 @@ class _Job:
         """Run make; its lines go to `log` and to build.log as they come."""
         env = recipe.environment(self.row, self.inputs.stamp, self.bench.ccache_dir)
         words = recipe.words(self.row, self.inputs.toolchain, self.jobs)
+        words += counters.words(self.inputs.counted, self.inputs.counter_flags)
         argv = self.bench.make([*words, *targets], env)
         fresh: list[str] = []
         with (self.partial / "build.log").open("a", buffering=1) as stream:  # for tail -f
@@ -449,6 +456,8 @@ class _Job:
         shutil.copyfile(self.objects / ".config", out / "config")
         (self.partial / "build.log").rename(out / "build.log")
         release = (self.objects / "include/config/kernel.release").read_text().strip()
+        if self.inputs.counted:
+            counters.keep(self.objects, out, self.inputs.counted, self.bench.places)
         if (
             seed is None or self.keep
         ):  # others mostly serve nobody: what follows starts from the base

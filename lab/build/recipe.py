@@ -45,13 +45,23 @@ class Inputs:
     toolchain: Toolchain
     changed: tuple[str, ...]  # paths that patches changed
     stamp: str  # KBUILD_BUILD_TIMESTAMP
+    counted: tuple[str, ...] = ()  # objects whose lines count how often they run
+    counter_flags: tuple[str, ...] = ()  # what these are compiled with besides
 
     @property
     def key(self) -> str:
         """Content key: equal for equal kernels, whatever patches or fragment files made them."""
-        return hashlib.sha256(
-            encode([self.recipe, self.arch, self.tree, self.config, self.toolchain, self.stamp])
-        ).hexdigest()[:32]
+        parts: list[object] = [
+            self.recipe,
+            self.arch,
+            self.tree,
+            self.config,
+            self.toolchain,
+            self.stamp,
+        ]
+        if self.counted:
+            parts += [self.counted, self.counter_flags]
+        return hashlib.sha256(encode(parts)).hexdigest()[:32]
 
 
 def toolchain(row: Arch) -> Toolchain:

@@ -23,6 +23,11 @@ _INSIDE = Path("/lab/linux")
 _INSIDE_CCACHE = Path("/lab/ccache")
 # Below the source, for then kbuild uses relative paths: `srctree := ..`.
 OBJECTS = "build"
+_APART = (
+    *("bwrap", "--die-with-parent", "--new-session"),
+    *("--unshare-user-try", "--unshare-pid", "--unshare-net", "--unshare-ipc"),
+    *("--unshare-uts", "--cap-drop", "ALL"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,26 +63,38 @@ class Bench:
         return (*self._wall(env), *argv) if self.walled else argv
 
     def _wall(self, env: Mapping[str, str]) -> tuple[str, ...]:
-        roots = [Path("/") / name for name in _SYSTEM]
-        binds: list[str] = []
-        for root in roots:
-            if root.is_symlink():
-                binds += ["--symlink", str(root.readlink()), str(root)]
-            elif root.is_dir():
-                binds += ["--ro-bind", str(root), str(root)]
+        binds = _system()
         for folder in self.visible:
             binds += ["--ro-bind", str(folder), str(folder)]
         settings = [word for name, value in env.items() for word in ("--setenv", name, value)]
         return (
-            *("bwrap", "--die-with-parent", "--new-session"),
-            *("--unshare-user-try", "--unshare-pid", "--unshare-net", "--unshare-ipc"),
-            *("--unshare-uts", "--cap-drop", "ALL", "--clearenv", *settings),
+            *(*_APART, "--clearenv", *settings),
             *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *binds),
             *("--ro-bind", str(self.source), str(_INSIDE)),
             *("--bind", str(self.objects), str(_INSIDE / OBJECTS)),
             *("--bind", str(self.ccache), str(_INSIDE_CCACHE)),
             *("--chdir", str(_INSIDE), "--"),
         )
+
+
+def closed(argv: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """The argv with no network and nothing in sight but the system and `folder`, where it starts;
+    it can write nowhere."""
+    return (
+        *_APART,
+        *("--proc", "/proc", "--dev", "/dev", *_system()),
+        *("--ro-bind", str(folder), str(folder), "--chdir", str(folder), "--", *argv),
+    )
+
+
+def _system() -> list[str]:
+    binds: list[str] = []
+    for root in (Path("/") / name for name in _SYSTEM):
+        if root.is_symlink():
+            binds += ["--symlink", str(root.readlink()), str(root)]
+        elif root.is_dir():
+            binds += ["--ro-bind", str(root), str(root)]
+    return binds
 
 
 def visible_folders(tools: Sequence[Path]) -> tuple[Path, ...]:

@@ -4,7 +4,19 @@ stdout is the result, stderr is progress. Exit codes are `lab.model.ExitCode`; a
 One module for each group of commands; importing it hangs its commands below `cli`.
 """
 
-from lab.cli import bisect, check, evidence, history, kernels, runs, selftest, upkeep
+from lab.cli import (
+    bisect,
+    check,
+    coverage,
+    evidence,
+    fleet,
+    history,
+    kernels,
+    nightly,
+    runs,
+    selftest,
+    upkeep,
+)
 from lab.cli.context import cli
 from lab.cli.entry import entry, explain_group, main
 
@@ -12,12 +24,15 @@ __all__ = [
     "bisect",
     "check",
     "cli",
+    "coverage",
     "entry",
     "evidence",
     "explain_group",
+    "fleet",
     "history",
     "kernels",
     "main",
+    "nightly",
     "runs",
     "selftest",
     "upkeep",

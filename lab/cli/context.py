@@ -29,6 +29,7 @@ class Context:
     config: Config
     out: Console
     quiet: bool
+    file: Path | None = None  # the lab.toml in force
 
     @property
     def cache(self) -> Cache:
@@ -79,7 +80,7 @@ arch_option = click.option(
 profile_option = click.option(
     "--profile",
     metavar="NAME",
-    help="Set of Kconfig fragments: plain, lockdep, kasan, faultinject.",
+    help="Set of Kconfig fragments: plain, lockdep, kasan, kcsan, faultinject.",
 )
 patch_option = click.option(
     "--patch",
@@ -96,6 +97,12 @@ parallel_option = click.option(
 )
 accel_option = click.option(
     "--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="Default: auto."
+)
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run cells on the workers of this Dask scheduler: tcp://HOST:8786. Default: what "
+    "lab.toml says, else here.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 
@@ -127,6 +134,7 @@ def cli(
     \b
     Exit codes:  0 clean   1 regressed   2 usage   3 the lab broke   4 inconclusive
     """
-    loaded = config.load(config_file or config.find(Path.cwd()))
+    file = config_file or config.find(Path.cwd())
+    loaded = config.load(file)
     loaded = override(loaded, paths={"cache": cache, "runs": runs})
-    context.obj = Context(config=loaded, out=Console(soft_wrap=False), quiet=quiet)
+    context.obj = Context(config=loaded, out=Console(soft_wrap=False), quiet=quiet, file=file)

@@ -26,6 +26,7 @@ from lab.cli.context import (
     override,
     parallel_option,
     profile_option,
+    scheduler_option,
     split,
 )
 from lab.model import ExitCode, Outcome, RunRecord
@@ -62,8 +63,20 @@ EXIT = {
     help="Build and boot the base with the first 1, 2, ... patches, too, and name the first patch "
     "that breaks the build, warns or breaks the boot.",
 )
+@click.option(
+    "--coverage",
+    is_flag=True,
+    help="Also build the patched kernel with counters in what the series touches, run every case "
+    "once on it, and say which lines of which patch ran: lab coverage.",
+)
 @click.option("--repeats", type=click.IntRange(1), help="Of every case on each side.")
 @click.option("--max-repeats", type=click.IntRange(1), help="Of a suspect case on each side.")
+@click.option(
+    "--comparator",
+    metavar="TREE",
+    help="Another kernel (debian:6.12) that runs the same cases: its numbers stand beside those of "
+    "base and patched. No verdict rests on it.",
+)
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
 @click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
 @click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
@@ -80,6 +93,7 @@ EXIT = {
 )
 @accel_option
 @parallel_option
+@scheduler_option
 @jobs_option
 @json_option
 @click.pass_obj
@@ -92,8 +106,10 @@ def run(
     suite: tuple[str, ...],
     only: tuple[str, ...],
     each_patch: bool,
+    coverage: bool,
     repeats: int | None,
     max_repeats: int | None,
+    comparator: str | None,
     seed: int | None,
     duration: str | None,
     filesystem: tuple[str, ...],
@@ -103,6 +119,7 @@ def run(
     dump: bool | None,
     accel: str | None,
     parallel: int | None,
+    scheduler: str | None,
     jobs: int | None,
     as_json: bool,
 ) -> int:
@@ -118,11 +135,13 @@ def run(
         run={
             "repeats": repeats,
             "max_repeats": max_repeats,
+            "comparator": comparator,
             "seed": seed,
             "only": split(only),
         },
         machine={"accel": accel, "parallel": parallel, "dump": dump},
         build={"jobs": jobs},
+        fleet={"scheduler": scheduler},
         faultstress={
             "duration_s": seconds,
             "filesystems": split(filesystem),
@@ -137,7 +156,13 @@ def run(
     if chosen.run.max_repeats < chosen.run.repeats:
         raised = msgspec.structs.replace(chosen.run, max_repeats=chosen.run.repeats)
         chosen = msgspec.structs.replace(chosen, run=raised)
-    request = Request(patch=patch, config=chosen, command=tuple(sys.argv), each_patch=each_patch)
+    request = Request(
+        patch=patch,
+        config=chosen,
+        command=tuple(sys.argv),
+        each_patch=each_patch,
+        coverage=coverage,
+    )
     with context.progress() as progress:
         record, folder = asyncio.run(campaign.run(request, progress.emit))
     return finish(context, record, folder, as_json=as_json)

@@ -35,7 +35,7 @@ from lab.model import (
 from lab.selection import Selection
 from lab.store import Cache, remove_tree
 from lab.suites import registry
-from lab.suites.protocol import Ground
+from lab.suites.protocol import Ground, Needs
 from lab.tree import Tree
 from lab.trial import Kit
 
@@ -140,10 +140,12 @@ class KernelBench:
     def _check_needs(self, kernel: Kernel) -> None:
         text = kernel.config.read_text()
         for suite in self.cases.suites:
-            refused = registry.refusal(suite, suite.needs(), self.cases.cases, text)
-            if refused:
+            symbols = (*suite.needs().symbols, *registry.required(suite, self.cases.cases))
+            missing = registry.missing_symbols(Needs(symbols=symbols), text)
+            if missing:
                 raise UserError(
-                    f"{refused}, which this configuration does not set",
+                    f"suite {suite.name} needs {', '.join(missing)}, which this configuration "
+                    "does not set",
                     hint="--profile names another one",
                 )
 

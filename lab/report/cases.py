@@ -17,6 +17,7 @@ from lab.model import (
 )
 from lab.report import view
 from lab.report.files import Files
+from lab.verdict.past import told
 
 _CASES_WITH_LOGS = 40
 _RUNS_WITH_LOGS = 6  # of one case
@@ -55,6 +56,16 @@ class Case:
     @property
     def shown(self) -> str:
         return shown(self.verdict)
+
+    @property
+    def earlier(self) -> str:
+        """Of earlier bases, in few words: "3 of 60 earlier"; "" if none may be compared."""
+        past = self.verdict.past
+        return f"{past.failed} of {past.decided} earlier" if past and past.decided else ""
+
+    @property
+    def earlier_told(self) -> str:
+        return told(self.verdict.past).removeprefix("; ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +109,15 @@ def groups(record: RunRecord, files: Files) -> list[Group]:
                 for side in (Side.BASE, Side.PATCHED)
             )
             odd = [run for run in (*base, *patched) if run.state != CaseState.PASSED]
-            told = tuple(_told(run, files) for run in odd[:_RUNS_WITH_LOGS]) if budget > 0 else ()
-            budget -= bool(told)
+            logs = tuple(_told(run, files) for run in odd[:_RUNS_WITH_LOGS]) if budget > 0 else ()
+            budget -= bool(logs)
             listed.append(
                 Case(
                     verdict=verdict,
                     anchor=names[verdict],
                     base=base,
                     patched=patched,
-                    told=told,
+                    told=logs,
                 )
             )
         well = tuple(c for c in listed if c.verdict.comparison is Comparison.SAME_PASS)
@@ -217,8 +228,8 @@ def _cell(cases: list[CaseVerdict], names: dict[CaseVerdict, str]) -> Cell:
 
 def _machine_cell(kind: str, rows: list[view.Row]) -> Cell | None:
     boxes = [_box(kind, row) for row in rows]
-    told = Counter(box.state for box in boxes)
-    word = "bad" if told["bad"] else "doubt" if told["doubt"] else "good"
+    states = Counter(box.state for box in boxes)
+    word = "bad" if states["bad"] else "doubt" if states["doubt"] else "good"
     texts = {
         "good": "on both sides",
         "bad": "fails " + " and ".join(str(r.side) for r, b in zip(rows, boxes, strict=True)

@@ -5,23 +5,19 @@ All that guests, compilers and mails wrote goes through autoescape, and is bound
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lab.lockgraph import focus, svg
 from lab.model import Comparison, Finding, RunRecord, Trial
-from lab.report import cases, locks, speed, timeline, view
+from lab.report import beside, cases, coverage, locks, pages, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import MEASURING, smallest_rate
 
-_HERE = Path(__file__).parent
-_TEXT_CHARS = 24_000  # of a compiler's message or a log
 _RARE = 0.10  # a failure rate that a reader may want to see, and seldom can
 _SPLAT_LINES = 400
 # What stands at the end of a machine that did not end well, around 0,0: a cross, two bars, a dot.
@@ -30,9 +26,6 @@ _MARKS = {
     "hang": Markup('<path class="sign" d="M-2.2 -3.6 V3.6 M2.2 -3.6 V3.6"/>'),
     "lost": Markup('<path class="sign" d="M0 -4 V1 M0 3.4 V4"/>'),
 }
-# Control characters have no place in HTML, whatever a guest printed.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-_ANSI = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +46,9 @@ SECTIONS = (
     Section(id="prefixes", title="Each patch", template="prefixes.html.j2"),
     Section(id="cases", title="Cases", template="cases.html.j2"),
     Section(id="splats", title="Splats", template="splats.html.j2"),
+    Section(id="beside", title="Beside", template="beside.html.j2"),
     Section(id="locks", title="Locks", template="locks.html.j2"),
+    Section(id="coverage", title="Coverage", template="coverage.html.j2"),
     Section(id="warnings", title="Warnings", template="warnings.html.j2"),
     Section(id="speed", title="Speed", template="speed.html.j2"),
     Section(id="time", title="Time", template="time.html.j2"),
@@ -63,20 +58,10 @@ SECTIONS = (
 
 def page(record: RunRecord, folder: Path | None) -> str:
     """The whole page. With the run's folder, ends of logs are shown and consoles are linked."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment()
     environment.filters |= {
-        "span": view.span,
         "counts": view.counts,
-        "clean": _clean,
         "percent": lambda share: f"{share * 100:.3f}%",
-        "number": speed.number,
         "lock": svg.short,
     }
     environment.globals |= _values(record, folder)
@@ -85,7 +70,7 @@ def page(record: RunRecord, folder: Path | None) -> str:
         for section in SECTIONS
     ]
     return environment.get_template("run.html.j2").render(
-        css=(_HERE / "style.css").read_text(encoding="utf-8"),
+        css=pages.style(),
         sections=[(section, inside) for section, inside in rendered if inside],
     )
 
@@ -113,9 +98,13 @@ def _values(record: RunRecord, folder: Path | None) -> dict[str, object]:
         "warnings": [(arch, *view.warnings(record, arch)) for arch in record.manifest.archs],
         "speed": speed.speed(record),
         "measuring": MEASURING,
+        "beside": beside.beside(record),
         "locks": locks.sections(record, folder),
         "columns": locks.COLUMNS,
         "words": focus.WORDS,
+        "coverage": coverage.sections(folder),
+        "told_once": coverage.told_once,
+        "line_words": coverage.WORDS,
         "timeline": timeline.timeline(record),
         "marks": _MARKS,
         "splat_lines": _SPLAT_LINES,
@@ -129,17 +118,6 @@ def _values(record: RunRecord, folder: Path | None) -> dict[str, object]:
 
 def _label(record: RunRecord) -> str:
     return str(record.verdict.outcome).replace("-", " ")
-
-
-def _clean(text: str, limit: int = _TEXT_CHARS) -> str:
-    """Text that may stand on a page: no control characters, bounded."""
-    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", _ANSI.sub("", text))
-    return text if len(text) <= limit else f"{text[:limit]}\n[... {len(text) - limit} more]"
-
-
-def _finalize(value: object) -> object:
-    """Every expression of the template passes here: none can forget to be cleaned."""
-    return _clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 # --- what the template shows -------------------------------------------------------------------

@@ -28,7 +28,7 @@ from lab.model import (
     RunRecord,
     Splat,
 )
-from lab.report import locks, speed, view
+from lab.report import beside, coverage, locks, speed, view
 from lab.report import progress as progress_module
 from lab.report.layout import grid as _grid
 from lab.report.layout import heading as _heading
@@ -118,6 +118,8 @@ def summary(record: RunRecord, folder: Path, console: Console) -> None:
     _allowed(record, console)
     _speeds(record, console)
     _locks(record, folder, console)
+    _coverage(folder, console)
+    beside.show(record, console)
     _warnings(record, console)
     _reasons(record, console)
     _ending(record, folder, console)
@@ -311,6 +313,14 @@ def _locks(record: RunRecord, folder: Path, console: Console) -> None:
     told = locks.lines(record, folder)
     if told:
         _heading(console, "Lock dependencies")
+    for line in told:
+        _item(console, printable(line))
+
+
+def _coverage(folder: Path, console: Console) -> None:
+    told = coverage.told(folder)
+    if told:
+        _heading(console, "Which lines of the series ran")
     for line in told:
         _item(console, printable(line))
 

@@ -49,6 +49,7 @@ UNSUPPORTED = {
     ("tmpfs", "freeze"): "tmpfs cannot be frozen",
     ("tmpfs", "frozen"): "tmpfs cannot be frozen",
     ("tmpfs", "odirect"): "tmpfs has no O_DIRECT",
+    ("tmpfs", "memcg"): "pages of a tmpfs cannot be reclaimed without swap",
 }
 FREEZING = ("freeze", "frozen")
 

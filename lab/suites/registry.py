@@ -39,15 +39,10 @@ def find(names: Sequence[str]) -> tuple[Suite, ...]:
     return tuple(SUITES[name] for name in dict.fromkeys(names))
 
 
-def refusal(suite: Suite, needs: Needs, cases: Iterable[PlannedCase], config_text: str) -> str:
-    """Which Kconfig symbols a kernel lacks for those cases of the suite, and without which the
-    request is refused; "" if it lacks none."""
-    required = [
-        symbol for case in cases if suite_of(case.name) == suite.name for symbol in case.required
-    ]
-    every = Needs(symbols=tuple(dict.fromkeys((*needs.symbols, *required))))
-    missing = missing_symbols(every, config_text)
-    return f"suite {suite.name} needs {', '.join(missing)}" if missing else ""
+def required(suite: Suite, cases: Iterable[PlannedCase]) -> tuple[str, ...]:
+    """Kconfig symbols without which a request for those cases of the suite is refused."""
+    mine = (case for case in cases if suite_of(case.name) == suite.name)
+    return tuple(dict.fromkeys(symbol for case in mine for symbol in case.required))
 
 
 def runnable(suite: Suite, cases: Iterable[PlannedCase], config_text: str) -> tuple[str, ...]:

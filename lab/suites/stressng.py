@@ -171,7 +171,7 @@ def metrics(numbers: dict[str, float]) -> dict[str, float]:
     """Bogo operations a second of real time and of CPU time, and what the stressor adds."""
     known = {
         "bogo-ops-per-second-real-time": "operations_per_s",
-        "bogo-ops-per-second-usr-sys-time": "operations_per_cpu_s",
+        "bogo-ops-per-second-usr-sys-time": "cpu_operations_per_s",
         "bogo-ops": "operations",
     }
     own = ("wall-clock-time", "user-time", "system-time", "cpu-usage-per-instance", "max-rss")

@@ -54,14 +54,14 @@ def after(before: Touched, hunks: Sequence[Hunk], patch: int) -> Touched:
     added: dict[int, int] = {}
     gone: set[tuple[int, int]] = set()
     for line, by in before.added.items():
-        moved = _moved(line, hunks)
-        if moved is None:
+        now = moved(line, hunks)
+        if now is None:
             gone.add((_seam(line, hunks), by))
         else:
-            added[moved] = by
+            added[now] = by
     for line, by in before.gone:
-        moved = _moved(line, hunks)
-        gone.add((_seam(line, hunks) if moved is None else moved, by))
+        now = moved(line, hunks)
+        gone.add((_seam(line, hunks) if now is None else now, by))
     for hunk in hunks:
         added |= dict.fromkeys(range(hunk.new, hunk.new + hunk.new_count), patch)
         if hunk.old_count:
@@ -69,7 +69,7 @@ def after(before: Touched, hunks: Sequence[Hunk], patch: int) -> Touched:
     return Touched(added=added, gone=frozenset(gone))
 
 
-def _moved(line: int, hunks: Sequence[Hunk]) -> int | None:
+def moved(line: int, hunks: Sequence[Hunk]) -> int | None:
     """Where a line of the old file is now; None: it is gone."""
     shift = 0
     for hunk in hunks:
@@ -175,21 +175,28 @@ class History:
 
     git_dir: Path
     commits: tuple[str, ...]
+    _diffs: tuple[tuple[FileDiff, ...], ...] | None = None
     _touched: dict[str, Touched] | None = None
     _texts: dict[str, str] = field(default_factory=dict)
 
     def files(self) -> dict[str, Touched]:
         """What the series did to each file."""
         if self._touched is None:
-            self._touched = touched(
-                [
-                    parse(self._ask("diff", "--unified=0", "--no-prefix", "--no-color",
-                                    "--no-ext-diff", "--no-textconv", "--find-renames",
-                                    old, new))
-                    for old, new in zip(self.commits, self.commits[1:], strict=False)
-                ]
-            )  # fmt: skip
+            self._touched = touched(self.diffs())
         return self._touched
+
+    def diffs(self) -> tuple[tuple[FileDiff, ...], ...]:
+        """What each patch does, in order."""
+        if self._diffs is None:
+            numbers = range(1, len(self.commits))
+            self._diffs = tuple(parse(self.unified(number, context=0)) for number in numbers)
+        return self._diffs
+
+    def unified(self, number: int, *, context: int) -> str:
+        """The diff of patch `number` (from 1) with that many lines around each change."""
+        old, new = self.commits[number - 1 : number + 1]
+        return self._ask("diff", f"--unified={context}", "--no-prefix", "--no-color",
+                         "--no-ext-diff", "--no-textconv", "--find-renames", old, new)  # fmt: skip
 
     def text(self, file: str) -> str:
         """A file of the patched tree."""

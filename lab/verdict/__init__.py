@@ -8,7 +8,7 @@ from lab.verdict.judge import (
     new_warnings,
     suspects,
 )
-from lab.verdict.observe import left_out
+from lab.verdict.observe import left_out, took_down
 from lab.verdict.speed import MEASURING
 from lab.verdict.speed import interval as speed_interval
 from lab.verdict.speed import wording as speed_wording
@@ -30,4 +30,5 @@ __all__ = [
     "speed_interval",
     "speed_wording",
     "suspects",
+    "took_down",
 ]

@@ -95,7 +95,7 @@ def interval(
     """The ratio patched / base of the geometric means, and its confidence interval.
 
     By Welch's t on logarithms: a change of speed is a factor, and its noise is too. A ratio is None
-    where a value is not above 0, an interval where one side has a single run.
+    where a value is not above 0, an interval where one side has a single run or none varies.
     """
     if not base or not patched or min(*base, *patched) <= 0:
         return None, None, None
@@ -106,7 +106,8 @@ def interval(
     shares = [variance(side) / len(side) for side in logs]
     total = sum(shares)
     if total == 0:
-        return exp(centre), exp(centre), exp(centre)
+        # Rounded to equal numbers (fio's percentiles are): their noise was not seen, not absent.
+        return exp(centre), None, None
     freedom = total**2 / sum(
         share**2 / (len(side) - 1) for share, side in zip(shares, logs, strict=True)
     )

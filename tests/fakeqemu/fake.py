@@ -5,6 +5,7 @@ It serves QMP and the console on the descriptors that it is given, and runs the 
 control port. Modes (the first word of the "kernel"):
 
     ok              boots, serves, powers off when asked
+    gate FILE CONSOLE   boots when there is such a file, then as follow CONSOLE
     hang            says a few lines and never boots
     die             complains on stderr and ends with status 3
     garbage         sends bytes that are no frames on the control port
@@ -151,6 +152,12 @@ class Fake:
                 sys.exit(3)
             case "hang":
                 pass
+            case "gate":
+                self.answer()  # the greeting; then nothing is heard of it
+                while not Path(self.words[0]).exists():
+                    time.sleep(0.02)
+                self.mode, self.words = "follow", self.words[1:]
+                self.start_agent()
             case "kvm-spins" if self.accel == "kvm":
                 pass
             case "garbage":

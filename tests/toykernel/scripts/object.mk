@@ -9,5 +9,6 @@ $(object): $(source)
 	@$(if $(findstring slow,$(object)),sleep 0.7)
 	@echo "  CC      $@"
 	@$(CC) -ffreestanding -fno-pie -Wall -Wunused -g0 -I$(srctree)/include -Iinclude/generated \
+		$(if $(GCOV_PROFILE),$(CFLAGS_GCOV)) \
 		-include include/generated/autoconf.h -MMD -MP -MF $(cmd).d -MT $@ -c -o $@ $<
 	@mv $(cmd).d $(cmd)
