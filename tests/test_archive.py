@@ -25,6 +25,7 @@ from lab.model import (
     ExitCode,
     MachineEnd,
     Outcome,
+    Past,
     RunRecord,
     Side,
     Trial,
@@ -158,6 +159,16 @@ def test_a_case_is_shown_answer_by_answer(runs: Path) -> None:
     text = printed(lambda console: archive.show(found, console), width=80)
     assert f"splat: {records.UAF.title}" in text
     assert str(bad[-1].console) in text.splitlines()[-1]
+
+
+def test_a_case_that_passes_here_says_that_earlier_bases_failed(tmp_path: Path) -> None:
+    record = records.clean()
+    past = Past(failed=3, decided=20, runs=4, versions=("6.1.190",))
+    cases = tuple(replace(one, past=past) for one in record.verdict.cases)
+    store(tmp_path, replace(record, verdict=replace(record.verdict, cases=cases)), run="a")
+    found = drill.show(tmp_path / "a", "boot/hello")
+    text = printed(lambda console: archive.show(found, console))
+    assert "earlier bases failed in 3 of 20 (4 runs: 6.1.190)" in text
 
 
 def test_what_a_lost_machine_never_told_is_missing(tmp_path: Path) -> None:

@@ -33,12 +33,14 @@ from lab.store import locked
 FILE_NAME = "ledger.sqlite"
 SCHEMA = 1  # of schema.sql and of what `extract` makes: a change of either raises it
 _BUSY_S = 60.0
+_TABLES = ("run", "unreadable", "ground", "case_count", "splat_count", "metric")
 _RUN_FIELDS = (
     "name, created, finished, outcome, sentence, title, series_digest, kernel, version, "
     '"commit", tree, profile, archs, plan_digest, lab_version, findings, trials, wall_s'
 )
 _Counted = CaseRow | SplatRow | MetricRow
 _GROUND_FIELDS = "ground.arch, ground.profile, ground.accelerator, ground.cpu, ground.setup"
+_IN_A_RUN = f"{_GROUND_FIELDS}, side"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +112,13 @@ def _usable(path: Path) -> sqlite3.Connection | None:
     connection = _open(path)
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        # Not quick_check, which reads all of it; a torn file lacks the roots of some tables.
+        for table in _TABLES if version == SCHEMA else ():
+            connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
     except BaseException:
         connection.close()
         raise
-    if version != SCHEMA or sound != "ok":
+    if version != SCHEMA:
         connection.close()
         return None
     connection.execute("PRAGMA foreign_keys = ON")
@@ -359,16 +363,33 @@ class Ledger:
             for row in self._joined(fields, "metric", wanted, "metric.name, metric")
         )
 
+    def counts(self, where: Where) -> list[tuple[str, str, str, int, int]]:
+        """Name, run, version, failed and decided, of cases and then of splats, newest run first.
+
+        For sums over many runs: a `CaseRow` for each of a hundred thousand takes seconds.
+        """
+        fields = "case_count.name, run, run.version, failed, passed + failed"
+        cases = self._joined(fields, "case_count", _terms("case_count.name", where), "", lean=True)
+        fields = "key, run, run.version, seen, exposed"
+        splats = self._joined(fields, "splat_count", _terms("key", where), "", lean=True)
+        return [(row[0], row[1], row[2], row[3], row[4]) for row in (*cases, *splats)]
+
     def grounds(self) -> tuple[Ground, ...]:
         """All grounds on which anything ran, sorted."""
         rows = self._db.execute(f"SELECT {_GROUND_FIELDS} FROM ground").fetchall()
         return tuple(sorted(_as_ground(row) for row in rows))
 
     def _joined(
-        self, fields: str, table: str, wanted: list[tuple[str, Any]], order: str
+        self,
+        fields: str,
+        table: str,
+        wanted: list[tuple[str, Any]],
+        order: str,
+        *,
+        lean: bool = False,  # ordered by run only
     ) -> list[tuple[Any, ...]]:
         tables = f"{table} JOIN run ON run.name = {table}.run JOIN ground ON ground.id = ground"
-        order = f"run.created DESC, run DESC, {order}, {_GROUND_FIELDS}, side"
+        order = "run.created DESC" if lean else f"run.created DESC, run DESC, {order}, {_IN_A_RUN}"
         return self._select(fields, tables, wanted, order)
 
     def _select(

@@ -44,13 +44,11 @@ def past(book: Ledger, *, ground: Ground, version: str, before: str) -> dict[str
     line of kernels: 6.1.190 counts for 6.1.192, 6.12.1 does not.
     """
     sums: dict[str, _Sum] = defaultdict(_Sum)
-    where = Where(ground=ground, side=Side.BASE, before=before)
-    for case in book.cases(where):
-        if line(case.version) == line(version):
-            sums[case.name].add(case.run, case.version, case.tally.failed, case.tally.decided)
-    for splat in book.splats(where):
-        if line(splat.version) == line(version):
-            sums[splat.key].add(splat.run, splat.version, splat.seen, splat.exposed)
+    for name, run, of, failed, decided in book.counts(
+        Where(ground=ground, side=Side.BASE, before=before)
+    ):
+        if line(of) == line(version):
+            sums[name].add(run, of, failed, decided)
     return {name: one.past for name, one in sums.items() if one.runs}
 
 

@@ -20,6 +20,7 @@ from lab.model import CaseState, Comparison, MachineEnd, Outcome, Side, Tally
 from lab.report import view
 from lab.report.layout import Cell, grid, heading, item, printable_line
 from lab.report.progress import printable
+from lab.verdict.past import told
 from lab.verdict.wording import listed
 
 OUTCOME_STYLE = {
@@ -170,6 +171,8 @@ def _case(found: CaseView, console: Console) -> None:
         )
         if verdict.reason:
             item(console, printable(verdict.reason), indent=4)
+        elif verdict.past is not None:
+            item(console, told(verdict.past).removeprefix("; "), indent=4)
     console.print()
     rows: list[list[Cell]] = [["trial", "repeat", "state", "took"]]
     for answer in found.answers:
@@ -204,12 +207,12 @@ def _trial(found: TrialView, console: Console) -> None:
     item(console, (trial.id, "bold"), f"  in {found.run}", indent=0)
     how = "restored from a snapshot" if trial.restored else boot
     item(console, "ended: ", end, f"; {how}; {view.span(trial.wall_s)} in all", indent=0)
-    told = (
+    about = (
         f"{cell.arch} {cell.side}, profile {cell.profile}, {trial.accelerator.name} "
         f"-cpu {trial.accelerator.cpu}, {cell.cpus} cpus, {cell.memory_bytes >> 20} MiB, "
         f"seed {cell.seed}, kernel {cell.kernel_key[:_HASH]}"
     )
-    item(console, (told, "dim"), indent=0)
+    item(console, (about, "dim"), indent=0)
     if trial.note:
         item(console, printable(trial.note), indent=0)
     console.print()
@@ -353,8 +356,8 @@ def _differences(found: RunComparison, console: Console) -> None:
     for change in alone:
         names = dict.fromkeys(one.name for one in found.differences if one.change is change)
         if names:
-            told = f"{change}: {listed([printable(name) for name in names])}"
-            item(console, (told, "dim"))
+            text = f"{change}: {listed([printable(name) for name in names])}"
+            item(console, (text, "dim"))
     if not both:
         return
     rows: list[list[Cell]] = [["", "", "arch, side", "first", "second", "p"]]
