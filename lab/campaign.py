@@ -161,9 +161,11 @@ async def run(request: Request, emit: Emit) -> tuple[RunRecord, Path]:
                     )
                     gathered.setup_s += time.monotonic() - asked
             if each is not None and config.run.comparator:
-                gathered.comparators.append(
-                    await comparator.measure(each.base.arch, planned, config, cache, folder, emit)
+                other = await comparator.measure(
+                    each.base.arch, planned, config, cache, folder, emit
                 )
+                gathered.comparators.append(other)
+                gathered.tested_s += sum(record.wall_s for record in other.trials)
         gathered.past = _past(manifest, gathered.trials, folder, emit)
         record = _record(manifest, planned, config, gathered, folder, time.monotonic() - began)
         write_atomically(folder / "record.json", model.encode(record))
@@ -559,7 +561,8 @@ def _record(
 ) -> RunRecord:
     make_s = sum(kernel.build_s for kernel in gathered.kernels if kernel.make_ran)
     make_s += sum(failure.build_s for failure in gathered.failures)
-    guest_s = sum(record.wall_s for record in gathered.trials)
+    others = (record for other in gathered.comparators for record in other.trials)
+    guest_s = sum(record.wall_s for record in (*gathered.trials, *others))
     known = make_s + min(guest_s, gathered.tested_s) + gathered.setup_s
     return RunRecord(
         manifest=manifest,

@@ -9,6 +9,7 @@ from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
+from itertools import pairwise
 from urllib.parse import quote
 
 from rich.console import Console
@@ -212,7 +213,7 @@ def _runs_of(night: Night, earlier: Sequence[Night], job: Job) -> list[tuple[str
 
 
 def flakes(night: Night, earlier: Sequence[Night], book: Ledger) -> list[Flake]:
-    """Cases that did both, the one nearest to a coin first: over nights of one ground."""
+    """Cases that come and go, the one nearest to a coin first: over nights of one ground."""
     found: list[Flake] = []
     for result in night.record.results:
         runs = _runs_of(night, earlier, result.job)
@@ -224,14 +225,14 @@ def flakes(night: Night, earlier: Sequence[Night], book: Ledger) -> list[Flake]:
         for (case, side, _), nights in rows.items():
             bad = sum(row.tally.failed for row in nights.values())
             total = sum(row.tally.decided for row in nights.values())
-            if not 0 < bad < total:
-                continue
             strip = tuple(
                 (nights[name].tally.failed / nights[name].tally.decided, _rate(name, nights[name]))
                 if name in nights
                 else (-1.0, f"{name}: no answer")
                 for name, _ in runs
             )
+            if not _comes_and_goes([share for share, _ in strip if share >= 0]):
+                continue
             found.append(
                 Flake(
                     job=result.job.name,
@@ -243,6 +244,12 @@ def flakes(night: Night, earlier: Sequence[Night], book: Ledger) -> list[Flake]:
             )
     found.sort(key=lambda one: abs(one.total.bad / one.total.runs - 0.5))
     return found[:_FLAKES]
+
+
+def _comes_and_goes(shares: Sequence[float]) -> bool:
+    """Not what broke once and stays so, nor what was broken and is mended."""
+    turns = sum(before != after for before, after in pairwise(shares))
+    return any(0 < share < 1 for share in shares) or turns > 1
 
 
 def _rate(night: str, row: CaseRow) -> str:
