@@ -406,8 +406,8 @@ def test_what_no_worker_can_do_is_an_error_that_names_it(cluster: Cluster) -> No
                 assert "one: 1 cores" in error.value.message  # and who is there
                 assert "lab worker" in error.value.hint
             chosen = await cluster.proven(crew)
-            with pytest.raises(UserError, match="no worker has kvm-max:x86_64"):
-                await crew.capacity("x86_64", MACHINE, replace(chosen, name="kvm"))
+            with pytest.raises(UserError, match="no worker has kvm-host:x86_64"):
+                await crew.capacity("x86_64", MACHINE, replace(chosen, name="kvm", cpu="host"))
 
     asyncio.run(scenario())
 
@@ -431,6 +431,29 @@ def test_the_last_worker_that_goes_is_an_error_after_a_while(
     with pytest.raises(LabFault, match="one-1 waits for a worker that does not come"):
         asyncio.run(scenario())
     assert not machines(processes_of, cluster)
+
+
+def test_a_worker_that_comes_later_proves_itself_and_helps(
+    cluster: Cluster, tmp_path: Path, processes_of: Found
+) -> None:
+    """As one does that was started again after it died."""
+    cluster.worker("one")
+    gate = tmp_path / "gate"
+
+    async def scenario() -> Trial:
+        async with cluster.crew() as crew:
+            chosen = await cluster.proven(crew)
+            kit = replace(cluster.kit(gate), accelerator=chosen)
+            running = asyncio.create_task(
+                crew.execute(cell(kit), kit, tmp_path / "run" / "one-1", quiet)
+            )
+            await eventually_async(lambda: machines(processes_of, cluster), "no machine")
+            cluster.kill("one")
+            await asyncio.to_thread(cluster.worker, "two")
+            gate.touch()
+            return await running
+
+    assert asyncio.run(scenario()).host == "two"
 
 
 def test_no_scheduler_is_an_error_at_once(tmp_path: Path, agent: Path) -> None:
