@@ -455,7 +455,16 @@ async def _test_arch(
         if config.machine.forced_accel is not None:
             raise
         machines = await _open_pool(
-            ready, planned, config, cache, folder, gathered.trials, manifest, emit, crew, lost
+            ready,
+            planned,
+            config,
+            cache,
+            folder,
+            gathered.trials,
+            manifest,
+            emit,
+            crew,
+            lost=lost,
         )
         await _test(ready, machines, planned, config, gathered)
     return machines

@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError as Disowned
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,15 @@ _LOOK_S = 2.0  # between two looks at who is there
 _HINT = "lab worker ADDRESS makes a host one; lab workers shows what each can do"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """What boots an architecture's kernels? Asked of every worker that comes."""
+
+    proof: bytes
+    force: str | None
+    wanted: Amounts
+
+
 class Crew:
     """The workers of one scheduler, as a place where cells run."""
 
@@ -62,6 +71,9 @@ class Crew:
         self._connecting = asyncio.Lock()
         self._hosts: dict[str, dict[str, float]] = {}
         self._names: dict[str, str] = {}
+        self._questions: dict[str, _Question] = {}  # by architecture
+        self._asked: set[tuple[str, str | None, str]] = set()  # architecture, force, address
+        self._asking: set[asyncio.Task[Any]] = set()
 
     @property
     def address(self) -> str:
@@ -112,6 +124,9 @@ class Crew:
 
     async def close(self) -> None:
         """Whatever is still under way is cancelled by that."""
+        for task in self._asking:
+            task.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
         if self._client is not None:
             with contextlib.suppress(OSError, TimeoutError):
                 await self._client.close(timeout=_CONNECT_S)  # type: ignore[no-untyped-call]
@@ -142,10 +157,16 @@ class Crew:
         return self._names.get(address, address)
 
     async def watch(self) -> None:
-        """Look again and again; runs beside everything else until cancelled."""
+        """Look again and again, and let newcomers prove what they can; runs beside everything
+        else until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_S)
             await self.look()
+            for arch, question in tuple(self._questions.items()):
+                if fresh := self._unasked(arch, question):
+                    task = asyncio.create_task(self._ask(arch, question, fresh))
+                    self._asking.add(task)
+                    task.add_done_callback(self._asking.discard)
 
     def demand(self, wanted: Amounts) -> None:
         """Raises `UserError` that names what no worker has."""
@@ -183,22 +204,45 @@ class Crew:
         """
         wanted = _needs(arch, machine.cpus, machine.memory_bytes)
         self.demand(wanted)
-        todo = [
-            address
-            for address, host in self._hosts.items()
-            if capability.slots(wanted, {address: host})
-        ]
         proof = Proof(
             lab_version=lab.__version__,
             arch=arch,
             kernel=await asyncio.to_thread(self._depot.offer, kernel),
             initramfs=await asyncio.to_thread(self._depot.offer, initramfs),
         )
-        raw = model.encode(proof)
+        question = _Question(proof=model.encode(proof), force=force, wanted=wanted)
+        self._asked.clear()
+        known, failed = await self._ask(arch, question, self._unasked(arch, question))
+        self._questions[arch] = question
+        if not known:
+            raise LabFault(f"no worker boots {arch}: {'; '.join(failed)}", hint=_HINT)
+        best = "kvm" if any(one.name == "kvm" for one in known) else "tcg"
+        models = Counter(one.cpu for one in known if one.name == best)
+        ((cpu, _),) = models.most_common(1)
+        await self.look()
+        return max(
+            (one for one in known if (one.name, one.cpu) == (best, cpu)),
+            key=lambda accelerator: accelerator.boot_s,
+        )
+
+    def _unasked(self, arch: str, question: _Question) -> list[str]:
+        """Workers that could be of use, and have not been asked."""
+        return [
+            address
+            for address, host in self._hosts.items()
+            if capability.slots(question.wanted, {address: host})
+            and (arch, question.force, address) not in self._asked
+        ]
+
+    async def _ask(
+        self, arch: str, question: _Question, addresses: list[str]
+    ) -> tuple[list[Accelerator], list[str]]:
+        """What those workers have proven, and why others have not."""
+        self._asked |= {(arch, question.force, address) for address in addresses}
+        self._say(f"what boots {arch}? proved by {', '.join(map(self.name_of, addresses))}")
         client = await self._connected()
-        self._say(f"what boots {arch}? proved by {', '.join(map(self.name_of, todo))}")
         answers: dict[str, Any] = await client.run(
-            prove_host, raw, force, workers=todo, on_error="return"
+            prove_host, question.proof, question.force, workers=addresses, on_error="return"
         )
         known: list[Accelerator] = []
         failed: list[str] = []
@@ -211,16 +255,7 @@ class Crew:
                 failed.append(error_of(answer).message)
         for text in failed:
             self._say(f"left out, it proves nothing: {text}", EventKind.WARNING)
-        if not known:
-            raise LabFault(f"no worker boots {arch}: {'; '.join(failed)}", hint=_HINT)
-        best = "kvm" if any(one.name == "kvm" for one in known) else "tcg"
-        models = Counter(one.cpu for one in known if one.name == best)
-        ((cpu, _),) = models.most_common(1)
-        await self.look()
-        return max(
-            (one for one in known if (one.name, one.cpu) == (best, cpu)),
-            key=lambda accelerator: accelerator.boot_s,
-        )
+        return known, failed
 
     # --- cells -----------------------------------------------------------------------------
 
