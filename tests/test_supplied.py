@@ -191,6 +191,8 @@ def test_planted_failures_of_xfstests_end_in_their_states(
     place = tmp_path / kept.id / got["002"].log
     assert (place / "full").read_text() == "what it did\n"
     assert "+loud" in (place / "out.diff").read_text()
+    # No process for what nobody reads; and a test has an environment like everybody's.
+    assert (tmp_path / "console.properties").read_text() == ""
     # One machine until the hang, one until the crash, one for the rest.
     assert [one.end for one in trials] == [
         MachineEnd.POWERED_OFF,
