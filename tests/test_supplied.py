@@ -7,13 +7,14 @@ the machine's console.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lab import plan, trial
+from lab import host, plan, trial
 from lab.machine import Timeouts
 from lab.model import (
     Accelerator,
@@ -31,6 +32,7 @@ from lab.suites import xfsconfig, xfstree
 from lab.suites.kselftest import Kselftest
 from lab.suites.programs import Userland
 from lab.suites.protocol import PlannedCase, Suite
+from lab.suites.xfstests import SCRIPT as XFSTESTS_SH
 from lab.suites.xfstests import Xfstests, case_for
 from lab.trial import Kit
 from tests.conftest import ROOT
@@ -200,6 +202,37 @@ def test_planted_failures_of_xfstests_end_in_their_states(
         MachineEnd.POWERED_OFF,
     ]
     assert not list(tmp_path.glob("trial-*/*.raw")), "disks of gigabytes stay behind"
+
+
+@pytest.mark.parametrize("name", sorted(xfsconfig.configs()))
+def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Path) -> None:
+    """Not on the links to them: btrfs keeps the name, and `check` does not find its device."""
+    disks, tools = tmp_path / "disks", tmp_path / "bin"
+    for folder in (disks, tools):
+        folder.mkdir()
+    for number, disk in enumerate((xfsconfig.TEST_DISK, xfsconfig.SCRATCH_DISK)):
+        (tmp_path / f"vd{number}").write_bytes(b"")
+        (disks / disk).symlink_to(tmp_path / f"vd{number}")
+    for kind in ("ext4", "xfs", "btrfs"):
+        tool = tools / f"mkfs.{kind}"
+        tool.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>{tmp_path}/made\n')
+        tool.chmod(0o755)
+    config = xfsconfig.configs()[name]
+    case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=9.0)
+    _, _, made, mkfs, section = case.arguments[:5]
+    environment = (
+        f"PATH={tools}:{os.environ['PATH']}",
+        f"LAB_TREE={DATA / 'xfstests-toy'}",
+        *(f"LAB_STATE={tmp_path / 'state'}", f"LAB_DISKS={disks}", f"LAB_MOUNTS={tmp_path / 'm'}"),
+    )
+    host.run(("env", *environment, "sh", XFSTESTS_SH, "setup", name, made, mkfs, section))
+    said = (tmp_path / "made").read_text().splitlines() if made else []
+    assert [line.split()[0] for line in said] == ([f"mkfs.{made}"] * 2 if made else [])
+    assert [line.split()[-1] for line in said] == [
+        str(tmp_path / f"vd{n}") for n in range(len(said))
+    ]
+    assert all(f" {mkfs} " in line for line in said if mkfs)
+    assert (tmp_path / "state" / "config").read_text().startswith(f"[{name}]\n")
 
 
 # --- kselftest ---------------------------------------------------------------------------------

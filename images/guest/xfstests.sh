@@ -34,14 +34,17 @@ add_users() {
 }
 
 make_fs() { # FSTYP OPTIONS DEVICE
+	# btrfs remembers by which name it saw a device first, shows it in /proc/mounts, and `check`
+	# looks there for the device's own.
+	device=$(readlink -f "$3")
 	case $1 in
-	ext4) set -- mkfs.ext4 -q -F "$2" "$3" ;;
-	xfs) set -- mkfs.xfs -q -f "$2" "$3" ;;
-	btrfs) set -- mkfs.btrfs -q -f "$2" "$3" ;;
+	ext4) set -- mkfs.ext4 -q -F "$2" ;;
+	xfs) set -- mkfs.xfs -q -f "$2" ;;
+	btrfs) set -- mkfs.btrfs -q -f "$2" ;;
 	*) cannot "no way to make $1" ;;
 	esac
 	# shellcheck disable=SC2086 # the options are several words
-	"$1" "$2" "$3" $4 "$5" || cannot "$1 $4 fails on $5"
+	"$1" "$2" "$3" $4 "$device" || cannot "$1 $4 fails on $device"
 }
 
 setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
