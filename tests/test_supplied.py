@@ -220,6 +220,7 @@ def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Pa
     config = xfsconfig.configs()[name]
     case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=9.0)
     _, _, made, mkfs, section = case.arguments[:5]
+    section = section.replace("/dev/disk/by-lab", str(disks))
     environment = (
         f"PATH={tools}:{os.environ['PATH']}",
         f"LAB_TREE={DATA / 'xfstests-toy'}",
@@ -232,7 +233,11 @@ def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Pa
         str(tmp_path / f"vd{n}") for n in range(len(said))
     ]
     assert all(f" {mkfs} " in line for line in said if mkfs)
-    assert (tmp_path / "state" / "config").read_text().startswith(f"[{name}]\n")
+    written = (tmp_path / "state" / "config").read_text()
+    devices = {key: str(tmp_path / f"vd{n}") for n, key in enumerate(("TEST_DEV", "SCRATCH_DEV"))}
+    assert written.startswith(f"[{name}]\n")
+    assert all(f"\n{key}={device}\n" in written for key, device in devices.items()) == bool(made)
+    assert len(written.strip().splitlines()) == len(section.splitlines())
 
 
 # --- kselftest ---------------------------------------------------------------------------------

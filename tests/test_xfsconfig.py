@@ -162,6 +162,27 @@ def test_what_a_test_is_judged_by(
     assert got[1].isprintable()
 
 
+def test_why_check_gave_up_is_not_its_good_bye() -> None:
+    said = b"""./common/report: line 101: _xunit_add_property: readonly function
+FSTYP         -- overlay
+
+check: failed to mount $SCRATCH_DEV using specified options
+Interrupted!
+Passed all 0 tests
+Xunit report: /result.xml
+
+SECTION       -- overlay-ext4
+=========================
+Passed all 0 tests
+
+"""
+    _, message = judge("generic/001", ended(1, said), {})
+    assert message.endswith(
+        "no report: check: failed to mount $SCRATCH_DEV using specified options"
+    )
+    assert judge("generic/001", ended(1), {})[1].endswith("(it said nothing)")
+
+
 def test_a_timeout_is_one_whatever_was_reported() -> None:
     timed_out = TimedOut(stdout=b"", stderr=b"", duration_s=9.0)
     files = {"result.xml": report(""), "check.time": TIMES}

@@ -34,8 +34,7 @@ add_users() {
 }
 
 make_fs() { # FSTYP OPTIONS DEVICE
-	# btrfs remembers by which name it saw a device first, shows it in /proc/mounts, and `check`
-	# looks there for the device's own.
+	# btrfs remembers by which name it saw a device first, and shows it in /proc/mounts.
 	device=$(readlink -f "$3")
 	case $1 in
 	ext4) set -- mkfs.ext4 -q -F "$2" ;;
@@ -45,6 +44,17 @@ make_fs() { # FSTYP OPTIONS DEVICE
 	esac
 	# shellcheck disable=SC2086 # the options are several words
 	"$1" "$2" "$3" $4 "$device" || cannot "$1 $4 fails on $device"
+}
+
+# A section, with the disks' own names in place of links to them: /proc/mounts has these, and for an
+# overlay `check` does not look behind a link by itself.
+own_names() {
+	while IFS= read -r line; do
+		case $line in
+		*_DEV=/*) printf '%s=%s\n' "${line%%=*}" "$(readlink -f "${line#*=}")" ;;
+		*) printf '%s\n' "$line" ;;
+		esac
+	done
 }
 
 setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
@@ -69,7 +79,7 @@ setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
 		make_fs "$2" "$3" "$disks/xfstest"
 		make_fs "$2" "$3" "$disks/xfsscratch"
 	fi
-	printf '%s\n' "$4" >"$state/config"
+	printf '%s\n' "$4" | own_names >"$state/config"
 	printf '%s\n' "$1" >"$state/name"
 	rm -f "$state/dirty"
 }

@@ -44,6 +44,10 @@ _CANNOT = 3  # status of the script
 _FILE_BYTES = 256 << 10
 _LINE = 300
 _HEADER = re.compile(rb"file ([a-z.]{1,20}) ([0-9]{1,9})")
+# What `check` prints when it ends, whatever ended it, and its word on xfstests.sh's `lean`.
+_CHATTER = re.compile(
+    r"Interrupted!|Passed all 0 tests|Xunit report|SECTION  |=+$|.* readonly function$"
+)
 _HOW = "lab image shell ARCH --bind DIR has what it takes to build one; see docs/xfstests.md"
 
 
@@ -298,7 +302,7 @@ def judge(
     if reported is None:
         if status == 0:
             return CaseState.MISSING, "check ended well and reported nothing of this test"
-        said = last_line(checked.stderr or checked.stdout)
+        said = _last_word(checked.stdout + checked.stderr)
         return CaseState.FAILED, f"check ended with status {status} and no report: {said}"
     state, message = reported
     match state:
@@ -348,6 +352,13 @@ def _first_difference(files: Mapping[str, bytes]) -> str:
         if line.startswith(("+", "-")):
             return _plain(line)
     return ""
+
+
+def _last_word(said: bytes) -> str:
+    """The last line of `check` that is not about its own end."""
+    lines = said.decode("utf-8", "replace").splitlines()
+    told = [line for line in lines if line.strip() and not _CHATTER.match(line)]
+    return _plain(told[-1]) if told else "(it said nothing)"
 
 
 def last_line(said: bytes) -> str:
