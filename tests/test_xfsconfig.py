@@ -9,7 +9,7 @@ import pytest
 from lab.guest import Exited, TimedOut
 from lab.model import CaseState, UserError
 from lab.suites import xfsconfig
-from lab.suites.xfstests import judge, unpack
+from lab.suites.xfstests import case_for, judge, unpack
 from lab.suites.xfstree import XfsTree
 
 TODAY = datetime.date(2026, 6, 1)
@@ -120,6 +120,28 @@ def test_groups_of_a_tree() -> None:
     assert tree.group("quick", ("generic", "ext4")) == ("generic/002", "generic/010")
     assert tree.group("xfs/quick", ("generic", "xfs")) == ("xfs/001",)
     assert tree.group("all", ("generic",)) == ("generic/002", "generic/010")
+
+
+@pytest.mark.parametrize(
+    ("groups", "expects"),
+    [
+        ("auto quick shutdown mmap", {"fs-error", "io-error"}),
+        ("auto rw eio mmap", {"fs-error", "io-error"}),
+        ("dangerous_fuzzers scrub", {"fs-error", "io-error", "fs-corruption"}),
+        ("auto quick rw mmap freeze", set()),
+    ],
+)
+def test_what_a_test_makes_of_a_sound_kernel(groups: str, expects: set[str]) -> None:
+    """A file system that is shut down on purpose says so: no fault of the kernel's."""
+    case = case_for(
+        "generic/623",
+        xfsconfig.configs()["ext4-4k"],
+        skip="",
+        expected_s=0.0,
+        timeout_s=9.0,
+        groups=frozenset(groups.split()),
+    )
+    assert set(case.expects) == expects
 
 
 # --- reports -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from lab.arch import arch as arch_row
 from lab.guest import Down, Exited, TimedOut
 from lab.machine import Disk
 from lab.model import CaseResult, CaseState, Side, UserError
+from lab.splat.kinds import Kind
 from lab.suites import payload, programs, xfsconfig, xfstree
 from lab.suites.protocol import (
     Commands,
@@ -48,6 +49,15 @@ _HEADER = re.compile(rb"file ([a-z.]{1,20}) ([0-9]{1,9})")
 _CHATTER = re.compile(
     r"Interrupted!|Passed all 0 tests|Xunit report|SECTION  |=+$|.* readonly function$"
 )
+# What a sound kernel says in tests of a group: they shut the file system down under its users, let
+# its disk fail, or spoil what is on it. No reason to let anything else pass.
+_REFUSES, _SPOILT = (Kind.FS_ERROR, Kind.IO_ERROR), Kind.FS_CORRUPTION
+_EXPECTS: Mapping[str, tuple[Kind, ...]] = {
+    **dict.fromkeys(("shutdown", "recoveryloop", "thin", "eio"), _REFUSES),
+    **dict.fromkeys(
+        ("fuzzers", "dangerous_fuzzers", "read_repair"), (*_REFUSES, Kind.FS_CORRUPTION)
+    ),
+}
 _HOW = "lab image shell ARCH --bind DIR has what it takes to build one; see docs/xfstests.md"
 
 
@@ -199,6 +209,7 @@ def _plan(
                     skip=skip,
                     expected_s=known_s.get(test, 0.0),
                     timeout_s=settings.timeout_s,
+                    groups=tree.groups[test],
                 )
             )
     if not cases and not ground.only:
@@ -233,9 +244,15 @@ def _tests(
 
 
 def case_for(
-    test: str, config: FsConfig, *, skip: str, expected_s: float, timeout_s: float
+    test: str,
+    config: FsConfig,
+    *,
+    skip: str,
+    expected_s: float,
+    timeout_s: float,
+    groups: frozenset[str] = frozenset(),
 ) -> PlannedCase:
-    """The case of one test there; `timeout_s` is for the test alone."""
+    """The case of one test there, which is in those groups; `timeout_s` is for the test alone."""
     # A test that is known to be long gets ten times as long.
     limit_s = max(timeout_s, 10 * expected_s)
     options = ("-overlay",) if config.filesystem == "overlay" else ()
@@ -250,6 +267,7 @@ def case_for(
         symbols=config.symbols,
         skip=skip,
         expected_s=expected_s or None,
+        expects=tuple({kind: None for name in sorted(groups) for kind in _EXPECTS.get(name, ())}),
     )
 
 
