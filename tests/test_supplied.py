@@ -222,7 +222,7 @@ def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Pa
         tool.chmod(0o755)
     config = xfsconfig.configs()[name]
     case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=9.0)
-    _, _, made, mkfs, section = case.arguments[:5]
+    _, _, _, made, mkfs, section = case.arguments[:6]
     section = section.replace("/dev/disk/by-lab", str(disks))
     environment = (
         f"PATH={tools}:{os.environ['PATH']}",

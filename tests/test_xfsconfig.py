@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from lab.guest import Exited, TimedOut
 from lab.model import CaseState, UserError
 from lab.suites import xfsconfig
-from lab.suites.xfstests import case_for, judge, unpack
+from lab.suites.xfstests import Xfstests, case_for, judge, unpack
 from lab.suites.xfstree import XfsTree
 
 TODAY = datetime.date(2026, 6, 1)
@@ -142,6 +145,30 @@ def test_what_a_test_makes_of_a_sound_kernel(groups: str, expects: set[str]) -> 
         groups=frozenset(groups.split()),
     )
     assert set(case.expects) == expects
+
+
+class Clock:
+    """A guest in which everything ends well at once; it keeps the limits that it was given."""
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+
+    async def run(self, argv: Sequence[str], *, timeout_s: float) -> Exited:
+        self.limits.append(timeout_s)
+        return ended(0)
+
+
+def test_every_step_of_a_case_is_stretched_alike_for_a_slow_machine() -> None:
+    """A test that hangs ends in its own limit, not in what is left of all three."""
+    config = xfsconfig.configs()["ext4-4k"]
+    case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=40.0)
+    clocks = Clock(), Clock()
+    for clock, slower in zip(clocks, (1.0, 13.0), strict=True):
+        slow = replace(case, timeout_s=case.timeout_s * slower)
+        asyncio.run(Xfstests().run(clock, slow, 1))
+    plain, stretched = (clock.limits for clock in clocks)
+    assert plain[1] == 40.0
+    assert stretched == pytest.approx([13.0 * limit_s for limit_s in plain])
 
 
 # --- reports -----------------------------------------------------------------------------------

@@ -115,18 +115,22 @@ class Xfstests:
 
     async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Told | Down:
         began = time.monotonic()
-        test, config_name, made, mkfs, section, *options = case.arguments
-        ready = await self._call(guest, _SETUP_S, "setup", config_name, made, mkfs, section)
+        planned_s, test, config_name, made, mkfs, section, *options = case.arguments
+        limit_s = float(planned_s)
+        # All three are stretched alike for a slow machine.
+        slower = case.timeout_s / (limit_s + _SETUP_S + _SHOW_S)
+        setup_s = _SETUP_S * slower
+        ready = await self._call(guest, setup_s, "setup", config_name, made, mkfs, section)
         if isinstance(ready, Down):
             return ready
         if (failed := _not_ready(case, ready)) is not None:
             return failed
-        limit_s = case.timeout_s - _SETUP_S - _SHOW_S
-        checked = await self._call(guest, limit_s, "check", config_name, test, *options)
+        checked = await self._call(guest, limit_s * slower, "check", config_name, test, *options)
         if isinstance(checked, Down):
             return checked
         duration_s = time.monotonic() - began
-        shown = await self._call(guest, _SHOW_S, "show", config_name, test, str(_FILE_BYTES))
+        show_s = _SHOW_S * slower
+        shown = await self._call(guest, show_s, "show", config_name, test, str(_FILE_BYTES))
         if isinstance(shown, Down):
             return shown
         files = unpack(shown.stdout)
@@ -261,7 +265,8 @@ def case_for(
         timeout_s=limit_s + _SETUP_S + _SHOW_S,
         filesystem=config.name,
         arguments=(
-            *(test, config.name, config.made, " ".join(config.mkfs), config.section()),
+            *(str(limit_s), test, config.name, config.made),
+            *(" ".join(config.mkfs), config.section()),
             *options,
         ),
         symbols=config.symbols,
@@ -277,7 +282,7 @@ def case_for(
 def _not_ready(case: PlannedCase, ready: Exited | TimedOut) -> CaseResult | None:
     """The result of a case whose setting up went wrong; None if it did not."""
     if isinstance(ready, TimedOut):
-        message = f"setting up did not end in {_SETUP_S:.0f} s"
+        message = f"setting up did not end in {ready.duration_s:.0f} s"
         return CaseResult(name=case.name, state=CaseState.TIMEOUT, message=message)
     if ready.status == 0:
         return None
