@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
@@ -11,6 +12,9 @@ from lab import model
 from lab.model import Cell, Kernel, Side, case_of
 
 _NEARLY = 1.05  # an end so little later is worth every boot that it saves
+_USUAL_SHARE = 1 / 20  # of its limit that a case takes, where none has been measured
+_PIECE_S = 600.0  # what a run that is cut off may lose of each machine's work
+_PIECE_CASES = 4  # so few are worth a machine of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,7 @@ def costs(planned: Mapping[str, float], measured: Mapping[str, float]) -> dict[s
     `planned` has each case's time limit. Only ratios matter to whoever splits.
     """
     known = [measured[name] / limit_s for name, limit_s in planned.items() if name in measured]
-    share = sum(known) / len(known) if known else 1.0
+    share = sum(known) / len(known) if known else _USUAL_SHARE
     return {name: measured.get(name, limit_s * share) for name, limit_s in planned.items()}
 
 
@@ -156,6 +160,15 @@ def shard_count(cells: int, *, machines: int, cases: int, work_s: float, boot_s:
     choices = range(1, min(machines, cases) + 1)
     soonest_s = min(map(makespan_s, choices))
     return next(shards for shards in choices if makespan_s(shards) <= soonest_s * _NEARLY)
+
+
+def pieces(cases: int, work_s: float) -> int:
+    """Into how many shards to split a cell at least, however many machines there are.
+
+    What a cut-off run keeps are whole trials, and two sides are compared best when they run soon
+    after each other: no trial should take long.
+    """
+    return max(1, min(-(-cases // _PIECE_CASES), math.ceil(work_s / _PIECE_S)))
 
 
 def digest(cell: Cell) -> str:

@@ -169,13 +169,15 @@ class Pool:
     def _sharded(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         kit = next(iter(self.kits.values()))
         most = max((sum(map(self._cost, cell.cases)) for cell in cells), default=0.0)
+        cases = max((len(cell.cases) for cell in cells), default=1)
         shards = plan.shard_count(
             len(cells),
             machines=self.split.machines,
-            cases=max((len(cell.cases) for cell in cells), default=1),
+            cases=cases,
             work_s=most,
             boot_s=kit.accelerator.boot_s,
         )
+        shards = max(shards, plan.pieces(cases, most))
         spread = plan.spread(cells, shards, self.split.costs)
         return plan.longest_first(spread, self.split.costs) if self.far else spread
 

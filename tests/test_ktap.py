@@ -83,6 +83,16 @@ def test_the_last_word_on_a_test(end: str, state: CaseState, message: str) -> No
 def test_a_skip_without_a_reason_says_what_the_test_said_last() -> None:
     text = HEAD + inside("no terminal here") + "ok 1 selftests: toys: spin # SKIP\n"
     assert ktap.judge(ktap.read(text, "spin")) == (S, "no terminal here")
+    text = HEAD + inside("TAP version 13", "1..0 # SKIP no soft-dirty bits")
+    text += "ok 1 selftests: toys: spin # SKIP\n"
+    assert ktap.judge(ktap.read(text, "spin")) == (S, "no soft-dirty bits")
+
+
+def test_a_failure_says_what_the_test_said_last() -> None:
+    text = HEAD + inside("No THP is allocated") + FAIL
+    assert ktap.judge(ktap.read(text, "spin")) == (F, "exit=1: No THP is allocated")
+    text = HEAD + inside("1..1", "ok 1 a", "# Totals: pass:1 fail:0") + FAIL
+    assert ktap.judge(ktap.read(text, "spin")) == (F, "exit=1")
 
 
 def test_giving_up_is_no_pass() -> None:

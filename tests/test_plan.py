@@ -126,9 +126,17 @@ def test_as_many_shards_as_end_soonest(
     assert count == shards
 
 
+@pytest.mark.parametrize(
+    ("cases", "work_s", "count"),
+    [(12, 200, 1), (29, 1300, 3), (700, 40_000, 67), (3, 9000, 1), (9, 9000, 3), (0, 0, 1)],
+)
+def test_long_cells_come_in_pieces(cases: int, work_s: float, count: int) -> None:
+    assert plan.pieces(cases, work_s) == count
+
+
 def test_unmeasured_cases_cost_in_proportion_to_their_limit() -> None:
     planned = {"a": 100.0, "b": 100.0, "c": 300.0}
-    assert plan.costs(planned, {}) == planned
+    assert plan.costs(planned, {}) == {"a": 5.0, "b": 5.0, "c": 15.0}
     assert plan.costs(planned, {"a": 10.0, "b": 30.0}) == {"a": 10.0, "b": 30.0, "c": 60.0}
 
 

@@ -192,6 +192,16 @@ def test_shards_together_are_the_cells(tmp_path: Path, count: int) -> None:
     assert set(steps.values()) == {1}, "two machines share a line of progress"
 
 
+def test_a_long_cell_runs_in_pieces_and_its_sides_in_turn(tmp_path: Path) -> None:
+    """One trial for half an hour of tests would be lost whole when the run is cut off."""
+    opened, machines, _ = open_pool(tmp_path)
+    names = tuple(f"xfstests/ext4-4k/generic/{number:03}" for number in range(1, 31))
+    opened.split = Split(machines=1, costs=dict.fromkeys(names, 60.0))
+    asyncio.run(opened.run([replace(cell, cases=names) for cell in rounds(range(1))]))
+    assert [len(cell.cases) for cell in machines.cells] == [10] * 6
+    assert [cell.side for cell in machines.cells] == [Side.BASE, Side.PATCHED] * 3
+
+
 def test_a_fault_of_one_machine_loses_no_other_and_a_second_call_goes_on(tmp_path: Path) -> None:
     broken = {"once"}
 

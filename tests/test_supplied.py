@@ -7,13 +7,14 @@ the machine's console.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lab import plan, trial
+from lab import host, plan, trial
 from lab.machine import Timeouts
 from lab.model import (
     Accelerator,
@@ -31,6 +32,7 @@ from lab.suites import xfsconfig, xfstree
 from lab.suites.kselftest import Kselftest
 from lab.suites.programs import Userland
 from lab.suites.protocol import PlannedCase, Suite
+from lab.suites.xfstests import SCRIPT as XFSTESTS_SH
 from lab.suites.xfstests import Xfstests, case_for
 from lab.trial import Kit
 from tests.conftest import ROOT
@@ -141,7 +143,8 @@ def by_end(trials: list[Trial]) -> dict[str, CaseResult]:
 
 def toy_case(test: str, tmp_path: Path, limit_s: float = 3.0) -> PlannedCase:
     config = xfsconfig.configs()["tmpfs"]
-    case = case_for(test, config, skip="", expected_s=0.0, timeout_s=limit_s)
+    groups = xfstree.read(DATA / "xfstests-toy").groups.get(test, frozenset())
+    case = case_for(test, config, skip="", expected_s=0.0, timeout_s=limit_s, groups=groups)
     results = str(tmp_path / "results")
     arguments = tuple(word.replace(xfsconfig.RESULTS, results) for word in case.arguments)
     return replace(case, arguments=arguments)
@@ -162,7 +165,7 @@ def toy_xfstests(tmp_path: Path) -> Xfstests:
 def test_planted_failures_of_xfstests_end_in_their_states(
     agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tests = [f"generic/{number:03}" for number in (1, 2, 3, 4, 5, 6, 7, 99)]
+    tests = [f"generic/{number:03}" for number in (1, 2, 3, 10, 4, 5, 6, 7, 99)]
     cases = tuple(toy_case(test, tmp_path) for test in tests)
     excluded = replace(toy_case("generic/008", tmp_path), skip="excluded until 2027: it bites")
     lacking = replace(toy_case("generic/009", tmp_path), symbols=("EXT4_FS", "TMPFS"))
@@ -173,6 +176,7 @@ def test_planted_failures_of_xfstests_end_in_their_states(
         "001": CaseState.PASSED,
         "002": CaseState.FAILED,
         "003": CaseState.SKIPPED,
+        "010": CaseState.PASSED,
         "004": CaseState.TIMEOUT,
         "005": CaseState.CRASHED,
         "006": CaseState.FAILED,
@@ -185,12 +189,15 @@ def test_planted_failures_of_xfstests_end_in_their_states(
     assert got["003"].message == "needs a disk that is not there"
     assert "planted by a test" in got["005"].message
     assert [splat.kind for splat in got["006"].splats] == ["warning"]
+    assert [splat.kind for splat in got["010"].splats] == ["fs-error"], "it stays visible"
     assert "it bites" in got["008"].message
     assert got["009"].message == "this kernel lacks CONFIG_EXT4_FS"
     kept = next(one for one in trials if any(r.name.endswith("002") for r in one.results))
     place = tmp_path / kept.id / got["002"].log
     assert (place / "full").read_text() == "what it did\n"
     assert "+loud" in (place / "out.diff").read_text()
+    # No process for what nobody reads; and a test has an environment like everybody's.
+    assert (tmp_path / "console.properties").read_text() == ""
     # One machine until the hang, one until the crash, one for the rest.
     assert [one.end for one in trials] == [
         MachineEnd.POWERED_OFF,
@@ -198,6 +205,42 @@ def test_planted_failures_of_xfstests_end_in_their_states(
         MachineEnd.POWERED_OFF,
     ]
     assert not list(tmp_path.glob("trial-*/*.raw")), "disks of gigabytes stay behind"
+
+
+@pytest.mark.parametrize("name", sorted(xfsconfig.configs()))
+def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Path) -> None:
+    """Not on the links to them: btrfs keeps the name, and `check` does not find its device."""
+    disks, tools = tmp_path / "disks", tmp_path / "bin"
+    for folder in (disks, tools):
+        folder.mkdir()
+    for number, disk in enumerate((xfsconfig.TEST_DISK, xfsconfig.SCRATCH_DISK)):
+        (tmp_path / f"vd{number}").write_bytes(b"")
+        (disks / disk).symlink_to(tmp_path / f"vd{number}")
+    for kind in ("ext4", "xfs", "btrfs"):
+        tool = tools / f"mkfs.{kind}"
+        tool.write_text(f'#!/bin/sh\necho "${{0##*/}} $*" >>{tmp_path}/made\n')
+        tool.chmod(0o755)
+    config = xfsconfig.configs()[name]
+    case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=9.0)
+    _, _, _, made, mkfs, section = case.arguments[:6]
+    section = section.replace("/dev/disk/by-lab", str(disks))
+    environment = (
+        f"PATH={tools}:{os.environ['PATH']}",
+        f"LAB_TREE={DATA / 'xfstests-toy'}",
+        *(f"LAB_STATE={tmp_path / 'state'}", f"LAB_DISKS={disks}", f"LAB_MOUNTS={tmp_path / 'm'}"),
+    )
+    host.run(("env", *environment, "sh", XFSTESTS_SH, "setup", name, made, mkfs, section))
+    said = (tmp_path / "made").read_text().splitlines() if made else []
+    assert [line.split()[0] for line in said] == ([f"mkfs.{made}"] * 2 if made else [])
+    assert [line.split()[-1] for line in said] == [
+        str(tmp_path / f"vd{n}") for n in range(len(said))
+    ]
+    assert all(f" {mkfs} " in line for line in said if mkfs)
+    written = (tmp_path / "state" / "config").read_text()
+    devices = {key: str(tmp_path / f"vd{n}") for n, key in enumerate(("TEST_DEV", "SCRATCH_DEV"))}
+    assert written.startswith(f"[{name}]\n")
+    assert all(f"\n{key}={device}\n" in written for key, device in devices.items()) == bool(made)
+    assert len(written.strip().splitlines()) == len(section.splitlines())
 
 
 # --- kselftest ---------------------------------------------------------------------------------

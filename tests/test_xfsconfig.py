@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from lab.guest import Exited, TimedOut
 from lab.model import CaseState, UserError
 from lab.suites import xfsconfig
-from lab.suites.xfstests import judge, unpack
+from lab.suites.xfstests import Xfstests, case_for, judge, unpack
 from lab.suites.xfstree import XfsTree
 
 TODAY = datetime.date(2026, 6, 1)
@@ -122,6 +125,52 @@ def test_groups_of_a_tree() -> None:
     assert tree.group("all", ("generic",)) == ("generic/002", "generic/010")
 
 
+@pytest.mark.parametrize(
+    ("groups", "expects"),
+    [
+        ("auto quick shutdown mmap", {"fs-error", "io-error"}),
+        ("auto rw eio mmap", {"fs-error", "io-error"}),
+        ("dangerous_fuzzers scrub", {"fs-error", "io-error", "fs-corruption"}),
+        ("auto quick rw mmap freeze", set()),
+    ],
+)
+def test_what_a_test_makes_of_a_sound_kernel(groups: str, expects: set[str]) -> None:
+    """A file system that is shut down on purpose says so: no fault of the kernel's."""
+    case = case_for(
+        "generic/623",
+        xfsconfig.configs()["ext4-4k"],
+        skip="",
+        expected_s=0.0,
+        timeout_s=9.0,
+        groups=frozenset(groups.split()),
+    )
+    assert set(case.expects) == expects
+
+
+class Clock:
+    """A guest in which everything ends well at once; it keeps the limits that it was given."""
+
+    def __init__(self) -> None:
+        self.limits: list[float] = []
+
+    async def run(self, argv: Sequence[str], *, timeout_s: float) -> Exited:
+        self.limits.append(timeout_s)
+        return ended(0)
+
+
+def test_every_step_of_a_case_is_stretched_alike_for_a_slow_machine() -> None:
+    """A test that hangs ends in its own limit, not in what is left of all three."""
+    config = xfsconfig.configs()["ext4-4k"]
+    case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=40.0)
+    clocks = Clock(), Clock()
+    for clock, slower in zip(clocks, (1.0, 13.0), strict=True):
+        slow = replace(case, timeout_s=case.timeout_s * slower)
+        asyncio.run(Xfstests().run(clock, slow, 1))
+    plain, stretched = (clock.limits for clock in clocks)
+    assert plain[1] == 40.0
+    assert stretched == pytest.approx([13.0 * limit_s for limit_s in plain])
+
+
 # --- reports -----------------------------------------------------------------------------------
 
 
@@ -160,6 +209,27 @@ def test_what_a_test_is_judged_by(
     got = judge("generic/001", ended(status, b"mkfs failed\n"), files)
     assert got[0] is state and message in got[1]
     assert got[1].isprintable()
+
+
+def test_why_check_gave_up_is_not_its_good_bye() -> None:
+    said = b"""./common/report: line 101: _xunit_add_property: readonly function
+FSTYP         -- overlay
+
+check: failed to mount $SCRATCH_DEV using specified options
+Interrupted!
+Passed all 0 tests
+Xunit report: /result.xml
+
+SECTION       -- overlay-ext4
+=========================
+Passed all 0 tests
+
+"""
+    _, message = judge("generic/001", ended(1, said), {})
+    assert message.endswith(
+        "no report: check: failed to mount $SCRATCH_DEV using specified options"
+    )
+    assert judge("generic/001", ended(1), {})[1].endswith("(it said nothing)")
 
 
 def test_a_timeout_is_one_whatever_was_reported() -> None:

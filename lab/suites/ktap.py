@@ -16,6 +16,7 @@ from lab.model import CaseState
 _OUTER = re.compile(r"(not )?ok \d+ selftests: ([\w./-]+): ([\w./+-]+)(?: # (.*))?")
 _RESULT = re.compile(r"(\s*)(not )?ok +(\d+)\b(?: *-)? ?([^#]*)(?:# *(.*))?")
 _PLAN = re.compile(r"(\s*)1\.\.(\d{1,6})(?:\s*#\s*(.*))?")
+_PROTOCOL = re.compile(r"#|(?:not )?ok\b|\d+\.\.\d")
 _RUNNING = re.compile(r"running (\S.*)")
 _BRACKET = re.compile(r"\[(PASS|FAIL|SKIP)\]")
 _NAME_MAX = 100
@@ -77,13 +78,18 @@ def _outer(failed: bool, note: str, last: str) -> Outer:
     """`last`: what the test said last, where nothing says more."""
     word = note.split(" ", 1)[0].upper()
     if word == "SKIP":
+        if (plan := _PLAN.fullmatch(last)) and (plan[3] or "").upper().startswith("SKIP"):
+            last = plain(plan[3][4:])
         return Outer(
             state=CaseState.SKIPPED, message=plain(note[4:]) or last or "the test skips itself"
         )
     if word == "TIMEOUT":
         return Outer(state=CaseState.TIMEOUT, message=plain(note))
     if failed:
-        return Outer(state=CaseState.FAILED, message=plain(note) or "the test failed")
+        # "exit=1" is all that run_kselftest.sh knows; results the test reported come as parts.
+        words = "" if _PROTOCOL.match(last) else last
+        said = (plain(note) or "the test failed", words)
+        return Outer(state=CaseState.FAILED, message=plain(": ".join(filter(None, said))))
     return Outer(state=CaseState.PASSED, message="")
 
 

@@ -71,7 +71,6 @@ class FsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "SCRATCH_DEV": scratch,
             "SCRATCH_MNT": SCRATCH_DIR,
             "RESULT_BASE": RESULTS,
-            "CANON_DEVS": "yes",
         }
         if self.mkfs:
             lines["MKFS_OPTIONS"] = f'"{" ".join(self.mkfs)}"'

@@ -21,6 +21,7 @@ from lab.arch import arch as arch_row
 from lab.guest import Down, Exited, TimedOut
 from lab.machine import Disk
 from lab.model import CaseResult, CaseState, Side, UserError
+from lab.splat.kinds import Kind
 from lab.suites import payload, programs, xfsconfig, xfstree
 from lab.suites.protocol import (
     Commands,
@@ -44,6 +45,19 @@ _CANNOT = 3  # status of the script
 _FILE_BYTES = 256 << 10
 _LINE = 300
 _HEADER = re.compile(rb"file ([a-z.]{1,20}) ([0-9]{1,9})")
+# What `check` prints when it ends, whatever ended it, and its word on xfstests.sh's `lean`.
+_CHATTER = re.compile(
+    r"Interrupted!|Passed all 0 tests|Xunit report|SECTION  |=+$|.* readonly function$"
+)
+# What a sound kernel says in tests of a group: they shut the file system down under its users, let
+# its disk fail, or spoil what is on it. No reason to let anything else pass.
+_REFUSES, _SPOILT = (Kind.FS_ERROR, Kind.IO_ERROR), Kind.FS_CORRUPTION
+_EXPECTS: Mapping[str, tuple[Kind, ...]] = {
+    **dict.fromkeys(("shutdown", "recoveryloop", "thin", "eio"), _REFUSES),
+    **dict.fromkeys(
+        ("fuzzers", "dangerous_fuzzers", "read_repair"), (*_REFUSES, Kind.FS_CORRUPTION)
+    ),
+}
 _HOW = "lab image shell ARCH --bind DIR has what it takes to build one; see docs/xfstests.md"
 
 
@@ -101,18 +115,22 @@ class Xfstests:
 
     async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Told | Down:
         began = time.monotonic()
-        test, config_name, made, mkfs, section, *options = case.arguments
-        ready = await self._call(guest, _SETUP_S, "setup", config_name, made, mkfs, section)
+        planned_s, test, config_name, made, mkfs, section, *options = case.arguments
+        limit_s = float(planned_s)
+        # All three are stretched alike for a slow machine.
+        slower = case.timeout_s / (limit_s + _SETUP_S + _SHOW_S)
+        setup_s = _SETUP_S * slower
+        ready = await self._call(guest, setup_s, "setup", config_name, made, mkfs, section)
         if isinstance(ready, Down):
             return ready
         if (failed := _not_ready(case, ready)) is not None:
             return failed
-        limit_s = case.timeout_s - _SETUP_S - _SHOW_S
-        checked = await self._call(guest, limit_s, "check", config_name, test, *options)
+        checked = await self._call(guest, limit_s * slower, "check", config_name, test, *options)
         if isinstance(checked, Down):
             return checked
         duration_s = time.monotonic() - began
-        shown = await self._call(guest, _SHOW_S, "show", config_name, test, str(_FILE_BYTES))
+        show_s = _SHOW_S * slower
+        shown = await self._call(guest, show_s, "show", config_name, test, str(_FILE_BYTES))
         if isinstance(shown, Down):
             return shown
         files = unpack(shown.stdout)
@@ -195,6 +213,7 @@ def _plan(
                     skip=skip,
                     expected_s=known_s.get(test, 0.0),
                     timeout_s=settings.timeout_s,
+                    groups=tree.groups[test],
                 )
             )
     if not cases and not ground.only:
@@ -229,9 +248,15 @@ def _tests(
 
 
 def case_for(
-    test: str, config: FsConfig, *, skip: str, expected_s: float, timeout_s: float
+    test: str,
+    config: FsConfig,
+    *,
+    skip: str,
+    expected_s: float,
+    timeout_s: float,
+    groups: frozenset[str] = frozenset(),
 ) -> PlannedCase:
-    """The case of one test there; `timeout_s` is for the test alone."""
+    """The case of one test there, which is in those groups; `timeout_s` is for the test alone."""
     # A test that is known to be long gets ten times as long.
     limit_s = max(timeout_s, 10 * expected_s)
     options = ("-overlay",) if config.filesystem == "overlay" else ()
@@ -240,12 +265,14 @@ def case_for(
         timeout_s=limit_s + _SETUP_S + _SHOW_S,
         filesystem=config.name,
         arguments=(
-            *(test, config.name, config.made, " ".join(config.mkfs), config.section()),
+            *(str(limit_s), test, config.name, config.made),
+            *(" ".join(config.mkfs), config.section()),
             *options,
         ),
         symbols=config.symbols,
         skip=skip,
         expected_s=expected_s or None,
+        expects=tuple({kind: None for name in sorted(groups) for kind in _EXPECTS.get(name, ())}),
     )
 
 
@@ -255,7 +282,7 @@ def case_for(
 def _not_ready(case: PlannedCase, ready: Exited | TimedOut) -> CaseResult | None:
     """The result of a case whose setting up went wrong; None if it did not."""
     if isinstance(ready, TimedOut):
-        message = f"setting up did not end in {_SETUP_S:.0f} s"
+        message = f"setting up did not end in {ready.duration_s:.0f} s"
         return CaseResult(name=case.name, state=CaseState.TIMEOUT, message=message)
     if ready.status == 0:
         return None
@@ -298,7 +325,7 @@ def judge(
     if reported is None:
         if status == 0:
             return CaseState.MISSING, "check ended well and reported nothing of this test"
-        said = last_line(checked.stderr or checked.stdout)
+        said = _last_word(checked.stdout + checked.stderr)
         return CaseState.FAILED, f"check ended with status {status} and no report: {said}"
     state, message = reported
     match state:
@@ -348,6 +375,13 @@ def _first_difference(files: Mapping[str, bytes]) -> str:
         if line.startswith(("+", "-")):
             return _plain(line)
     return ""
+
+
+def _last_word(said: bytes) -> str:
+    """The last line of `check` that is not about its own end."""
+    lines = said.decode("utf-8", "replace").splitlines()
+    told = [line for line in lines if line.strip() and not _CHATTER.match(line)]
+    return _plain(told[-1]) if told else "(it said nothing)"
 
 
 def last_line(said: bytes) -> str:
