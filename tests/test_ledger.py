@@ -280,6 +280,16 @@ def test_a_record_that_cannot_be_read_is_named_once_and_costs_nothing(runs: Path
         assert len(book.runs()) == 3
 
 
+def test_it_leaves_nothing_that_looks_half_made(runs: Path) -> None:
+    """Names that begin with a dot are temporary files of somebody who was killed."""
+    _everything(runs)
+    assert not list(runs.rglob(".*"))
+    assert {path.name for path in runs.iterdir() if path.is_file()} == {
+        ledger.FILE_NAME,
+        "ledger.lock",
+    }
+
+
 def test_no_folder_is_an_empty_ledger(tmp_path: Path) -> None:
     with ledger.opened(tmp_path / "none") as book:
         assert book.runs() == ()

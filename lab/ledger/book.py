@@ -90,7 +90,7 @@ def _connect(runs: Path) -> sqlite3.Connection:
 
 def _connect_file(runs: Path) -> sqlite3.Connection:
     path = runs / FILE_NAME
-    with locked(runs / f".{FILE_NAME}.lock"):  # two labs that both find no file, or a bad one
+    with locked(runs / "ledger.lock"):  # two labs that both find no file, or a bad one
         with contextlib.suppress(sqlite3.DatabaseError):
             if (connection := _usable(path)) is not None:
                 return connection
