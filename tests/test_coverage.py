@@ -453,7 +453,7 @@ int never_compiled(void)
 #endif
 """
 HEADER = "struct s {\n\tint a;\n};\n" + "".join(
-    f"static inline int {name}(void)\n{{\n\treturn 1;\n}}\n" for name in "fg"
+    f"static inline int {name}(void)\n{{\n\treturn 1;\n}}\n" for name in "fghh"
 )
 TEXTS = {"mm/memory.c": MEMORY, "mm/off.c": MEMORY, "mm/lost.c": MEMORY, "include/mm.h": HEADER}
 CASES = (counters.BOOTING, "faultstress/ext4/a", "faultinject/slab/b")
@@ -469,7 +469,8 @@ SEEN = Seen(
             12: frozenset({1}),
             13: frozenset(),
             14: frozenset({0}),
-        }
+        },
+        "include/mm.h": {14: frozenset({1})},
     },
     functions=frozenset({"fault", "g"}),
 )
@@ -492,6 +493,8 @@ JUDGE = Judge(seen=SEEN, left_out={"mm/off.c"}, injecting={"faultinject"}, text=
         ("include/mm.h", 2, LineState.NO_CODE),
         ("include/mm.h", 6, LineState.UNKNOWN),
         ("include/mm.h", 10, LineState.NOT_COMPILED),  # another g() was
+        ("include/mm.h", 14, LineState.EXECUTED),  # inlined: no function of its own
+        ("include/mm.h", 18, LineState.NOT_COMPILED),  # another h() in this file was
         ("arch/x86/entry.S", 1, LineState.UNKNOWN),
         ("Documentation/x.rst", 1, LineState.NO_CODE),
         ("mm/Kconfig", 1, LineState.NO_CODE),

@@ -38,6 +38,13 @@ class Seen:
         return tuple(sorted({suite_of(self.cases[number]) for number in ran}))
 
 
+def _function(text: str, line: int) -> str:
+    """The name of the function that a line is in; "" if in none."""
+    first, last = history.function_lines(text, line)
+    named = _CALLED.search("\n".join(text.split("\n")[first - 1 : last]))
+    return named[1] if named is not None and first != last else ""
+
+
 def suite_of(case: str) -> str:
     return case if case == BOOTING else case.partition("/")[0]
 
@@ -102,10 +109,15 @@ class Judge:
         # A function of which nothing was counted. In a file with counters the compiler had no use
         # for it; a header's may be in objects that have none, if it is not another of that name
         # that was compiled.
-        named = _CALLED.search("\n".join(text.split("\n")[first - 1 : last]))
-        another = named is not None and named[1] in self.seen.functions
-        unused = bool(counted) if suffix == ".c" else another
+        unused = bool(counted) if suffix == ".c" else self._another(text, line, counted)
         return LineState.NOT_COMPILED if unused else LineState.UNKNOWN
+
+    def _another(self, text: str, line: int, counted: Collection[int]) -> bool:
+        """Whether another function of that name was counted: in this file, if it was inlined."""
+        name = _function(text, line)
+        if not name:
+            return False
+        return name in self.seen.functions or name in {_function(text, one) for one in counted}
 
 
 def judged(
