@@ -87,6 +87,7 @@ class Crew:
         self._names: dict[str, str] = {}
         self._questions: dict[str, _Question] = {}  # by architecture
         self._asked: set[tuple[str, str | None, str]] = set()  # architecture, force, address
+        self._offered: set[str] = set()  # kernels whose artefacts are in the depot
         self._stuck: frozenset[str] = frozenset()  # keys of cells that no worker could take
         self._asking: set[asyncio.Task[Any]] = set()
 
@@ -285,7 +286,11 @@ class Crew:
 
     async def execute(self, cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         """As `trial.run`, on some worker. The folder appears whole, and once."""
-        wanted = await asyncio.to_thread(job.describe, cell, kit, folder.name, self._depot)
+        if kit.kernel.key in self._offered:
+            wanted = job.describe(cell, kit, folder.name, self._depot)
+        else:  # some hundred MB are read and perhaps sent
+            wanted = await asyncio.to_thread(job.describe, cell, kit, folder.name, self._depot)
+            self._offered.add(kit.kernel.key)
         raw = model.encode(wanted)
         needs = _needs(cell.arch, cell.cpus, cell.memory_bytes, kit.accelerator)
         answer = await self._answer(wanted.name, raw, needs)
