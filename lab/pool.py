@@ -40,7 +40,8 @@ from lab.trial import Kit
 OVERHEAD_BYTES = {"kvm": 128 << 20, "tcg": 512 << 20}
 MEMORY_SHARE = 0.8  # of what is available now: others want some too
 _RUNS_REMEMBERED = 5
-_AHEAD = 2  # cells sent for each far machine: the next one is there when the last one ends
+# Cells on their way for each far machine: the next ones are there when the last one ends.
+_AHEAD = 4
 
 Execute = Callable[[Cell, Kit, Path, Emit], Awaitable[Trial]]
 

@@ -48,7 +48,21 @@ from lab.trial import Kit
 CELL_FILE: Final = "cell.json"
 _CONNECT_S = 5.0
 _LOOK_S = 2.0  # between two looks at who is there
+_CELL: Final = "lab-cell-"  # keys of the tasks
 _HINT = "lab worker ADDRESS makes a host one; lab workers shows what each can do"
+
+
+class _Stuck(Exception):
+    """Dask does not look again at what waits for a resource when a worker gains it."""
+
+
+def stuck_cells(dask_scheduler: Any) -> list[str]:
+    """On the scheduler: the cells that wait because no worker could take them."""
+    return [
+        key
+        for key, task in dask_scheduler.tasks.items()
+        if str(key).startswith(_CELL) and task.state == "no-worker"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +87,8 @@ class Crew:
         self._names: dict[str, str] = {}
         self._questions: dict[str, _Question] = {}  # by architecture
         self._asked: set[tuple[str, str | None, str]] = set()  # architecture, force, address
+        self._offered: set[str] = set()  # kernels whose artefacts are in the depot
+        self._stuck: frozenset[str] = frozenset()  # keys of cells that no worker could take
         self._asking: set[asyncio.Task[Any]] = set()
 
     @property
@@ -162,11 +178,20 @@ class Crew:
         while True:
             await asyncio.sleep(_LOOK_S)
             await self.look()
+            await self._look_for_stuck()
             for arch, question in tuple(self._questions.items()):
                 if fresh := self._unasked(arch, question):
                     task = asyncio.create_task(self._ask(arch, question, fresh))
                     self._asking.add(task)
                     task.add_done_callback(self._asking.discard)
+
+    async def _look_for_stuck(self) -> None:
+        client = self._client
+        self._stuck = frozenset()
+        if client is not None and client.status == "running":
+            with contextlib.suppress(OSError, TimeoutError):
+                found = await client.run_on_scheduler(stuck_cells)  # type: ignore[no-untyped-call]
+                self._stuck = frozenset(found)
 
     def demand(self, wanted: Amounts) -> None:
         """Raises `UserError` that names what no worker has."""
@@ -261,7 +286,11 @@ class Crew:
 
     async def execute(self, cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
         """As `trial.run`, on some worker. The folder appears whole, and once."""
-        wanted = await asyncio.to_thread(job.describe, cell, kit, folder.name, self._depot)
+        if kit.kernel.key in self._offered:
+            wanted = job.describe(cell, kit, folder.name, self._depot)
+        else:  # some hundred MB are read and perhaps sent
+            wanted = await asyncio.to_thread(job.describe, cell, kit, folder.name, self._depot)
+            self._offered.add(kit.kernel.key)
         raw = model.encode(wanted)
         needs = _needs(cell.arch, cell.cpus, cell.memory_bytes, kit.accelerator)
         answer = await self._answer(wanted.name, raw, needs)
@@ -273,10 +302,12 @@ class Crew:
         while True:
             client = await self._connected()
             future: Future[Answer] = client.submit(
-                run_job, raw, key=f"lab-cell-{name}-{uuid.uuid4().hex[:12]}", resources=needs
+                run_job, raw, key=f"{_CELL}{name}-{uuid.uuid4().hex[:12]}", resources=needs
             )
             try:
                 return await self._watched(future, name, needs)
+            except _Stuck:
+                self._say(f"{name} is sent again: a worker that can take it has come")
             except Disowned:
                 # The scheduler that knew of it is gone; a cell can always be run again.
                 self._say(f"{name} is sent again: the scheduler lost it", EventKind.WARNING)
@@ -303,6 +334,8 @@ class Crew:
                     return waiting.result()
                 lacking = capability.unmatched(needs, self._hosts)
                 if not lacking:
+                    if future.key in self._stuck:
+                        raise _Stuck
                     since = None
                     continue
                 since = time.monotonic() if since is None else since
