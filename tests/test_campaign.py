@@ -25,9 +25,9 @@ class Rounds:
         self.opened: list[AcceleratorLost | None] = []
         self.ran: list[object] = []
 
-    async def open_pool(self, *args: object) -> object:
-        lost = [arg for arg in args if isinstance(arg, AcceleratorLost)]
-        self.opened.append(lost[0] if lost else None)
+    async def open_pool(self, *args: object, **named: object) -> object:
+        told = (*args, *named.values())
+        self.opened.append(next((one for one in told if isinstance(one, AcceleratorLost)), None))
         return len(self.opened)
 
     async def test(self, _ready: object, machines: object, *_rest: object) -> None:
