@@ -841,6 +841,7 @@ int main(int argc, char **argv)
 		return STATUS_ENVIRONMENT;
 	}
 	world->options = options;
+	address_may_lack = options.inject == INJECT_ALL;
 	world->page_size = sysconf(_SC_PAGESIZE);
 	self = &world->thread[0];
 	self->random = options.seed;

@@ -32,12 +32,20 @@ struct guard {
 
 static __thread struct guard guard;
 
+/*
+ * Where allocations are made to fail, a signal may come without its address: the kernel sends it even
+ * if it has no memory for that (si_code is then that of kill()).
+ */
+static bool address_may_lack;
+
 static inline void on_fault(int sig, siginfo_t *info, void *context)
 {
 	const volatile char *at = info->si_addr;
 
 	(void)context;
 	/* An access of 8 aligned bytes: the address in the signal is exact on both machines. */
+	if (guard.armed && address_may_lack && info->si_code == SI_USER && !info->si_pid)
+		at = guard.address;
 	if (guard.armed && at >= guard.address && at < guard.address + sizeof(u64)) {
 		guard.armed = 0;
 		siglongjmp(guard.env, sig == SIGSEGV ? GOT_SEGV : GOT_BUS);
