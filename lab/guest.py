@@ -364,6 +364,8 @@ class Guest:
 
     async def _send(self, message: wire.ToGuest) -> None:
         """Send one frame; on a broken connection it goes nowhere, and `down` says so."""
+        if self.down.done():
+            return
         assert not self._quiet or isinstance(message, wire.Resume | wire.Poweroff), "it is quiet"
         frame = wire.encode(message)
         with contextlib.suppress(OSError):

@@ -587,3 +587,24 @@ def test_sources_with_an_error_do_not_make_an_archive(tmp_path: Path) -> None:
             "x86_64", cache=Cache(root=tmp_path / "c"), emit=lambda event: None, sources=sources
         )
     assert not list((tmp_path / "c").rglob("*.cpio.gz"))
+
+
+def test_a_guest_that_does_not_wake_is_lost_to_whoever_asks() -> None:
+    """It was made quiet for a snapshot, and what comes next must hear that it is gone."""
+
+    async def main() -> tuple[str | None, object]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            async with guests.connect(ours) as guest:
+                theirs.sendall(_HELLO)
+                asking = asyncio.create_task(guest.quiesce(timeout_s=5))
+                await asyncio.sleep(0)
+                theirs.sendall(wire.encode(wire.Quiesced()))
+                assert await asking
+                woken = await guest.resume(timeout_s=0.1)
+                guest.end(Down(end=MachineEnd.LOST, detail="it does not wake"))
+                return woken, await guest.run(["true"], timeout_s=1)
+
+    woken, answer = asyncio.run(main())
+    assert woken is None
+    assert isinstance(answer, Down) and answer.detail == "it does not wake"

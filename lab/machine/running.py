@@ -131,8 +131,8 @@ class Machine:
         nothing had been, or has ended.
         """
         assert self.guest is not None
-        if not await self.guest.quiesce():
-            self._finish(MachineEnd.LOST, "the agent did not become quiet")
+        if not await self.guest.quiesce(timeout_s=self._spec.timeouts.boot_s):
+            self._lose(self.guest, "the agent did not become quiet")
             raise state.StateError("the agent did not become quiet")
         saving = asyncio.create_task(state.save(self._qmp, fd))
         ended = asyncio.create_task(self._ended.wait())
@@ -155,12 +155,17 @@ class Machine:
         try:
             await state.go_on(self._qmp)
         except state.StateError as error:
-            self._finish(MachineEnd.LOST, f"it does not go on after a snapshot: {error}")
+            self._lose(guest, f"it does not go on after a snapshot: {error}")
             return
-        failure = await guest.resume()
+        failure = await guest.resume(timeout_s=self._spec.timeouts.boot_s)
         if failure != "" and self._end is None:
             told = failure or "no answer"
-            self._finish(MachineEnd.LOST, f"the agent does not go on after a snapshot: {told}")
+            self._lose(guest, f"the agent does not go on after a snapshot: {told}")
+
+    def _lose(self, guest: Guest, detail: str) -> None:
+        """Give the machine up; whoever asks its guest hears of it at once."""
+        self._finish(MachineEnd.LOST, detail)
+        guest.end(Down(end=MachineEnd.LOST, detail=detail))
 
     async def disconnect_qmp(self) -> None:
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
