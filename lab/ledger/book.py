@@ -25,6 +25,7 @@ from lab.ledger.rows import (
     MetricRow,
     RunRow,
     SplatRow,
+    Stand,
     Where,
 )
 from lab.model import Comparison, LabFault, Outcome, RunRecord, Side, Tally
@@ -40,6 +41,7 @@ _RUN_FIELDS = (
 )
 _Counted = CaseRow | SplatRow | MetricRow
 _GROUND_FIELDS = "ground.arch, ground.profile, ground.accelerator, ground.cpu, ground.setup"
+_STAND_FIELDS = f"run, run.created, {_GROUND_FIELDS}, side, kernel_key, run.version"
 _IN_A_RUN = f"{_GROUND_FIELDS}, side"
 
 
@@ -293,18 +295,13 @@ class Ledger:
     def cases(self, where: Where = EVERYTHING) -> tuple[CaseRow, ...]:
         """Counts of cases, newest run first; within a run by name and ground."""
         fields = (
-            f"run, run.created, {_GROUND_FIELDS}, side, kernel_key, run.version, case_count.name, "
+            f"{_STAND_FIELDS}, case_count.name, "
             "passed, failed, skipped, unknown, duration_s, comparison, reason"
         )
         wanted = _terms("case_count.name", where)
         return tuple(
             CaseRow(
-                run=row[0],
-                created=row[1],
-                ground=_as_ground(row[2:7]),
-                side=Side(row[7]),
-                kernel_key=row[8],
-                version=row[9],
+                **_as_stand(row),
                 name=row[10],
                 tally=Tally(passed=row[11], failed=row[12], skipped=row[13], unknown=row[14]),
                 duration_s=row[15],
@@ -317,18 +314,12 @@ class Ledger:
     def splats(self, where: Where = EVERYTHING) -> tuple[SplatRow, ...]:
         """Counts of splats, newest run first; `Where.name` is a `SplatRow.key`."""
         fields = (
-            f"run, run.created, {_GROUND_FIELDS}, side, kernel_key, run.version, key, kind, "
-            "splat_count.title, seen, exposed, allowed, comparison"
+            f"{_STAND_FIELDS}, key, kind, splat_count.title, seen, exposed, allowed, comparison"
         )
         wanted = _terms("key", where)
         return tuple(
             SplatRow(
-                run=row[0],
-                created=row[1],
-                ground=_as_ground(row[2:7]),
-                side=Side(row[7]),
-                kernel_key=row[8],
-                version=row[9],
+                **_as_stand(row),
                 key=row[10],
                 kind=row[11],
                 title=row[12],
@@ -342,19 +333,11 @@ class Ledger:
 
     def metrics(self, where: Where = EVERYTHING) -> tuple[MetricRow, ...]:
         """Numbers that cases measured, newest run first."""
-        fields = (
-            f"run, run.created, {_GROUND_FIELDS}, side, kernel_key, run.version, metric.name, "
-            "metric, median, count"
-        )
+        fields = f"{_STAND_FIELDS}, metric.name, metric, median, count"
         wanted = _terms("metric.name", where)
         return tuple(
             MetricRow(
-                run=row[0],
-                created=row[1],
-                ground=_as_ground(row[2:7]),
-                side=Side(row[7]),
-                kernel_key=row[8],
-                version=row[9],
+                **_as_stand(row),
                 name=row[10],
                 metric=row[11],
                 median=row[12],
@@ -405,6 +388,18 @@ class Ledger:
         query = f"SELECT {fields} FROM {tables} {where} ORDER BY {order} LIMIT ?"
         values = [*(value for _, value in given), -1 if limit is None else limit]
         return self._db.execute(query, values).fetchall()
+
+
+def _as_stand(row: Sequence[Any]) -> Stand:
+    """Of a row that begins with `_STAND_FIELDS`."""
+    return Stand(
+        run=row[0],
+        created=row[1],
+        ground=_as_ground(row[2:7]),
+        side=Side(row[7]),
+        kernel_key=row[8],
+        version=row[9],
+    )
 
 
 def _as_ground(row: Sequence[str]) -> Ground:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from lab.ledger.rows import CaseRow, Extract, Ground, MetricRow, RunRow, SplatRow
+from lab.ledger.rows import CaseRow, Extract, Ground, MetricRow, RunRow, SplatRow, Stand
 from lab.model import (
     CaseState,
     CaseVerdict,
@@ -102,6 +102,18 @@ class _Part:
     trials: tuple[Trial, ...]  # of this side
     observed: Observed  # of both sides
 
+    @property
+    def stand(self) -> Stand:
+        manifest = self.record.manifest
+        return Stand(
+            run=manifest.run,
+            created=manifest.created,
+            ground=self.ground,
+            side=self.side,
+            kernel_key=self.kernel_key,
+            version=manifest.source.version,
+        )
+
 
 def _parts(record: RunRecord, trials: list[Trial]) -> Iterator[_Part]:
     ground = ground_of(trials[0], record.manifest)
@@ -149,12 +161,7 @@ def _cases(part: _Part) -> Iterator[CaseRow]:
         if verdict and not _counted(verdict, part.side, counts):
             verdict = None
         yield CaseRow(
-            run=part.record.manifest.run,
-            created=part.record.manifest.created,
-            ground=part.ground,
-            side=part.side,
-            kernel_key=part.kernel_key,
-            version=part.record.manifest.source.version,
+            **part.stand,
             name=name,
             tally=counts,
             duration_s=median(took[name]) if took[name] else 0.0,
@@ -183,12 +190,7 @@ def _splats(part: _Part) -> Iterator[SplatRow]:
     def row(splat: Splat, *, seen: int, exposed: int, allowed: bool) -> SplatRow:
         verdict = verdicts.get((splat.fingerprint, splat.kind, splat.title))
         return SplatRow(
-            run=part.record.manifest.run,
-            created=part.record.manifest.created,
-            ground=part.ground,
-            side=part.side,
-            kernel_key=part.kernel_key,
-            version=part.record.manifest.source.version,
+            **part.stand,
             key=splat_key(splat),
             kind=splat.kind,
             title=splat.title,
@@ -223,12 +225,7 @@ def _metrics(part: _Part) -> Iterator[MetricRow]:
                     found[result.name, metric].append(value)
     for (name, metric), values in found.items():
         yield MetricRow(
-            run=part.record.manifest.run,
-            created=part.record.manifest.created,
-            ground=part.ground,
-            side=part.side,
-            kernel_key=part.kernel_key,
-            version=part.record.manifest.source.version,
+            **part.stand,
             name=name,
             metric=metric,
             median=median(values),

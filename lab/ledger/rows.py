@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from lab.model import Comparison, Outcome, Side, Tally
 
@@ -45,9 +46,20 @@ class RunRow:
     wall_s: float
 
 
+class Stand(TypedDict):
+    """What a `Row` begins with, to be unpacked into one."""
+
+    run: str
+    created: str
+    ground: Ground
+    side: Side
+    kernel_key: str
+    version: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseRow:
-    """What the repeats of one run said of one case (or "boot") on one side of one ground."""
+class Row:
+    """Where a result comes from: a run, and one side of one ground in it."""
 
     run: str
     created: str  # of the run
@@ -55,6 +67,12 @@ class CaseRow:
     side: Side
     kernel_key: str  # content key: source, patches, configuration, tool chain
     version: str  # of the base's source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseRow(Row):
+    """What the repeats of one run said of one case (or "boot") on one side of one ground."""
+
     name: str
     tally: Tally
     duration_s: float  # median of the passes; 0.0 if there is none
@@ -63,15 +81,9 @@ class CaseRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplatRow:
+class SplatRow(Row):
     """In how many repeats of one run, of one side and ground, one splat was seen."""
 
-    run: str
-    created: str
-    ground: Ground
-    side: Side
-    kernel_key: str
-    version: str
     key: str  # its fingerprint; of a torn one kind and title
     kind: str
     title: str
@@ -82,15 +94,9 @@ class SplatRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricRow:
+class MetricRow(Row):
     """One number that a case measured in one run, of one side and ground."""
 
-    run: str
-    created: str
-    ground: Ground
-    side: Side
-    kernel_key: str
-    version: str
     name: str  # of the case
     metric: str
     median: float
