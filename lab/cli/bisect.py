@@ -8,7 +8,6 @@ import click
 
 from lab import (
     config,
-    model,
 )
 from lab.cli.context import (
     Context,
@@ -146,10 +145,7 @@ def bisect_search(
     )
     with context.progress() as progress:
         record = hunt.run(request, progress.emit)
-    if as_json:
-        click.echo(model.encode(record), nl=False)
-    else:
-        bisection.summary(record, context.out)
+    context.answer(record, bisection.summary, as_json=as_json)
     found = record.result.ending is Ending.FOUND
     return ExitCode.CLEAN if found else ExitCode.INCONCLUSIVE
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
 from rich.console import Console
 
 import lab
-from lab import (
-    config,
-)
+from lab import config, model
 from lab.arch import ARCHS
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.report import terminal
 from lab.store import Cache
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -37,6 +38,13 @@ class Context:
 
     def progress(self) -> terminal.Progress:
         return terminal.progress(quiet=self.quiet)
+
+    def answer(self, found: T, show: Callable[[T, Console], None], *, as_json: bool) -> None:
+        """The result of a command on stdout, as JSON or for a reader."""
+        if as_json:
+            click.echo(model.encode(found), nl=False)
+        else:
+            show(found, self.out)
 
 
 def override(base: Config, **tables: dict[str, Any]) -> Config:

@@ -181,10 +181,7 @@ def lockgraph_show(
         _draw(whole, around, depth, svg, every=True)
     if edge is not None:
         chains = lockdesk.chains(seen, whole, *edge)
-        if as_json:
-            click.echo(model.encode(chains), nl=False)
-        else:
-            locks.show_chains(chains, context.out)
+        context.answer(chains, locks.show_chains, as_json=as_json)
     elif as_json:
         click.echo(model.encode(whole), nl=False)
     else:

@@ -26,10 +26,7 @@ _LIMIT = 20
 def runs_command(context: Context, limit: int, as_json: bool) -> int:
     """List the runs that are kept, newest first: finished, running and cut off."""
     found = listing.listed(context.config.paths.runs_dir, limit=limit or None)
-    if as_json:
-        click.echo(model.encode(found), nl=False)
-    else:
-        archive.listing(found, context.out)
+    context.answer(found, archive.listing, as_json=as_json)
     return ExitCode.CLEAN
 
 
@@ -45,10 +42,7 @@ def show_command(context: Context, run_name: str, what: str | None, as_json: boo
     """
     folder = listing.find(context.config.paths.runs_dir, run_name)
     found = drill.show(folder, what)
-    if as_json:
-        click.echo(model.encode(found), nl=False)
-    else:
-        archive.show(found, context.out)
+    context.answer(found, archive.show, as_json=as_json)
     return ExitCode.CLEAN
 
 
@@ -69,10 +63,7 @@ def compare_command(context: Context, first: str, second: str | None, as_json: b
     runs = context.config.paths.runs_dir
     folders = [campaign.find_run(runs, name) for name in (first, second)]
     found = compare.compare(*(listing.read_record(folder) for folder in folders))
-    if as_json:
-        click.echo(model.encode(found), nl=False)
-    else:
-        archive.comparison(found, context.out)
+    context.answer(found, archive.comparison, as_json=as_json)
     return found.exit_code
 
 
@@ -101,10 +92,7 @@ def history_command(
     found = trend.history(
         context.config.paths.runs_dir, case, arch=arch, profile=profile, limit=limit or None
     )
-    if as_json:
-        click.echo(model.encode(found), nl=False)
-    else:
-        archive.trends(found, context.out)
+    context.answer(found, archive.trends, as_json=as_json)
     return ExitCode.CLEAN
 
 

@@ -58,10 +58,7 @@ def build(
     with context.progress() as progress:
         results = desk.build_kernels(patch, chosen, progress.emit)
     failed = [result for result in results if isinstance(result, model.BuildFailure)]
-    if as_json:
-        click.echo(model.encode(results), nl=False)
-    else:
-        terminal.builds(results, context.out)
+    context.answer(results, terminal.builds, as_json=as_json)
     return ExitCode.REGRESSED if failed else ExitCode.CLEAN
 
 

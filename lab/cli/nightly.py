@@ -10,20 +10,14 @@ import click
 
 from lab import config, host, ledger, matrix, model, workflow
 from lab.cli.context import Context, cli, json_option
+from lab.cli.runs import EXIT
 from lab.matrix import Job
-from lab.model import Event, EventKind, ExitCode, LabError, Outcome
+from lab.model import Event, EventKind, ExitCode, LabError
 from lab.night import record, watch
 from lab.night.process import Program
 from lab.night.record import Night
 from lab.report import night as report
 from lab.store import write_atomically
-
-_EXIT = {
-    Outcome.CLEAN: ExitCode.CLEAN,
-    Outcome.REGRESSED: ExitCode.REGRESSED,
-    Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
-    Outcome.LAB_FAULT: ExitCode.LAB_FAULT,
-}
 
 
 def _jobs(context: Context) -> tuple[Job, ...]:
@@ -49,10 +43,7 @@ def _options(context: Context) -> list[str]:
 def matrix_command(context: Context, as_json: bool) -> int:
     """The jobs that [matrix] in lab.toml makes, each as the command that runs it."""
     found = _jobs(context)
-    if as_json:
-        click.echo(model.encode(found), nl=False)
-    else:
-        report.jobs(found, context.out)
+    context.answer(found, report.jobs, as_json=as_json)
     return ExitCode.CLEAN
 
 
@@ -93,7 +84,7 @@ def nightly(context: Context, budget: str | None, fresh: bool, no_mail: bool, as
         if not no_mail and context.config.nightly.mail_to:
             _send(context, night, progress.emit)
     _show(context, night, as_json)
-    return _EXIT[night.record.outcome]
+    return EXIT[night.record.outcome]
 
 
 def _write(context: Context, night: Night) -> None:
@@ -154,7 +145,7 @@ def nights(context: Context, name: str | None, accept: bool, as_json: bool) -> i
         night = record.find(runs, night.record.id)
     _write(context, night)
     _show(context, night, as_json)
-    return ExitCode.CLEAN if accept else _EXIT[night.record.outcome]
+    return ExitCode.CLEAN if accept else EXIT[night.record.outcome]
 
 
 @cli.command(name="ci")

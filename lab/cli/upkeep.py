@@ -61,10 +61,7 @@ def doctor_command(
     if only_packages:
         click.echo("\n".join(doctor.packages(checks)), nl=bool(doctor.packages(checks)))
         return ExitCode.CLEAN
-    if as_json:
-        click.echo(model.encode(checks), nl=False)
-    else:
-        terminal.checks(checks, context.out)
+    context.answer(checks, terminal.checks, as_json=as_json)
     missing = any(check.health is doctor.Health.MISSING for check in checks)
     return ExitCode.USAGE if missing else ExitCode.CLEAN
 
