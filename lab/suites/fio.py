@@ -5,7 +5,6 @@ A job is lab/suites/data/fio/NAME.fio; what all of them share is put before it h
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
@@ -84,21 +83,17 @@ class Fio:
         )
 
     async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Told | Down:
-        began = time.monotonic()
         job, duration_s = case.arguments
         text = job_file(job, self.mount_point, float(duration_s), seed)
-        ran = await scratch.run_on(
+        return await scratch.judged(
             guest,
             case,
             ("/bin/sh", "-c", _RUN, "fio", text),
             disk=self.disk,
             mount_point=self.mount_point,
             timeout_s=float(duration_s) + _SLACK_S,
+            judge=judge,
         )
-        if not isinstance(ran, scratch.Ran):
-            return ran
-        result = scratch.spoiled(judge(case.name, ran.answer), ran.wrong)
-        return scratch.told(replace(result, duration_s=time.monotonic() - began), ran.answer)
 
 
 def job_file(job: str, directory: str, duration_s: float, seed: int) -> str:

@@ -5,8 +5,9 @@ Shared by the suites that make one for each case. What fails on the way is the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, UserError
@@ -164,22 +165,7 @@ def spoiled(result: CaseResult, wrong: str) -> CaseResult:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """How a program ended that ran on a fresh file system."""
-
-    answer: Exited | TimedOut
-    wrong: str  # with the file system afterwards; "" if it could be unmounted
-
-
-def told(result: CaseResult, answer: Exited | TimedOut) -> Told:
-    """The result; of anything but a pass, with what the program said."""
-    said = (answer.stdout + b"\n" + answer.stderr)[-_LOG_BYTES:].strip()
-    keep = result.state is not CaseState.PASSED and said
-    return Told(result=result, files={"output.log": said} if keep else {})
-
-
-async def run_on(
+async def judged(
     guest: Commands,
     case: PlannedCase,
     argv: Sequence[str],
@@ -187,8 +173,11 @@ async def run_on(
     disk: str,
     mount_point: str,
     timeout_s: float,
-) -> Ran | CaseResult | Down:
-    """Run a program on a fresh file system of the case's kind, and unmount it."""
+    judge: Callable[[str, Exited | TimedOut], CaseResult],
+) -> Told | CaseResult | Down:
+    """Run a program on a fresh file system of the case's kind, unmount it, and `judge` how it
+    ended; of anything but a pass, what the program said is kept."""
+    began = time.monotonic()
     failed = await set_up(guest, case, disk, mount_point)
     if failed is not None:
         return failed
@@ -198,4 +187,10 @@ async def run_on(
     gone = await unmount(guest, mount_point)
     if isinstance(gone, Down):
         return gone
-    return Ran(answer=answer, wrong=gone)
+    result = spoiled(judge(case.name, answer), gone)
+    said = (answer.stdout + b"\n" + answer.stderr)[-_LOG_BYTES:].strip()
+    keep = result.state is not CaseState.PASSED and said
+    return Told(
+        result=replace(result, duration_s=time.monotonic() - began),
+        files={"output.log": said} if keep else {},
+    )

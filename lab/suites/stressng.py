@@ -6,8 +6,7 @@ Its YAML is read line by line: it comes from a guest, and only numbers are wante
 from __future__ import annotations
 
 import re
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import assert_never
 
@@ -98,24 +97,20 @@ class StressNg:
         )
 
     async def run(self, guest: Commands, case: PlannedCase, seed: int) -> CaseResult | Told | Down:
-        began = time.monotonic()
         stressor, duration_s = case.arguments
         words = (
             *(*STRESSORS[stressor].words, "--timeout", f"{max(1, round(float(duration_s)))}s"),
             *("--temp-path", self.mount_point, "--seed", str(seed), "--verify", "--metrics"),
         )
-        ran = await scratch.run_on(
+        return await scratch.judged(
             guest,
             case,
             ("/bin/sh", "-c", _RUN, "stress-ng", *words),
             disk=self.disk,
             mount_point=self.mount_point,
             timeout_s=float(duration_s) + _SLACK_S,
+            judge=judge,
         )
-        if not isinstance(ran, scratch.Ran):
-            return ran
-        result = scratch.spoiled(judge(case.name, ran.answer), ran.wrong)
-        return scratch.told(replace(result, duration_s=time.monotonic() - began), ran.answer)
 
 
 def judge(name: str, answer: Exited | TimedOut) -> CaseResult:
