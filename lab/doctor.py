@@ -14,7 +14,7 @@ from lab import accel, host, initramfs, model
 from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
-from lab.model import Emit, Kernel, LabError
+from lab.model import Emit, Kernel, LabError, LabFault
 from lab.store import Cache
 
 _DISK_WANTED_BYTES = 12 << 30
@@ -277,7 +277,10 @@ def newest_kernel(cache: Cache, arch: str) -> Kernel | None:
         reverse=True,
     )
     for path in records:
-        kernel = model.decode(path.read_bytes(), Kernel)
+        try:
+            kernel = model.decode(path.read_bytes(), Kernel)
+        except (OSError, LabFault):
+            continue  # another version of the lab wrote it, or a clean took it just now
         if kernel.arch == arch and kernel.image.exists():
             return kernel
     return None

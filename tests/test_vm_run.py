@@ -282,7 +282,7 @@ def test_the_runs_folder_holds_what_can_be_argued_with(make_lab: MakeLab) -> Non
     lab = make_lab(SHORT)
     lab("run", "--patch", SERIES / "warns", expect=4)
     folder = next(lab.runs.glob("*/record.json")).parent
-    (patch,) = (folder / "series").iterdir()
+    (patch,) = (folder / "series").glob("*.patch")
     assert "WARN_ON_ONCE" in patch.read_text()
     for trial in (folder / "trials").iterdir():
         assert "Linux version 6.1" in (trial / "console.log").read_text(errors="replace")
