@@ -430,17 +430,20 @@ static inline void *exit_thread(void *argument)
 }
 
 /*
- * Replaces a mapping beside all the time: mmap_lock is then held for write more often than not, and a
- * fault that has to wait for it is what a signal finds.
+ * Has mmap_lock held for write more often than not, so that a fault has to wait for it, and that is
+ * what a signal finds. Each mprotect() holds it over all the pages; a new mapping is to free a VMA.
  */
 static inline void *exit_changer(void *argument)
 {
-	size_t bytes = (size_t)world->options.pages * world->page_size;
-	int fd = *(int *)argument;
-	char *at = NULL;
+	(void)argument;
+	while (1) {
+		char *at = writer_map();
 
-	while (1)
-		at = mmap(at, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE | (at ? MAP_FIXED : 0), fd, 0);
+		for (u32 i = 0; at && i < 16; i++)
+			writer_hold(at);
+		if (at)
+			munmap(at, WRITER_BYTES);
+	}
 	return NULL;
 }
 
@@ -452,7 +455,7 @@ __attribute__((noreturn)) static inline void exit_child(u32 file, u32 us)
 	char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, world->file[file].fd, 0);
 	pthread_t thread;
 
-	if (at == MAP_FAILED || pthread_create(&thread, NULL, exit_changer, &world->file[file].fd))
+	if (at == MAP_FAILED || pthread_create(&thread, NULL, exit_changer, NULL))
 		_exit(1);
 	for (u32 i = 0; i < 3; i++)
 		if (pthread_create(&thread, NULL, exit_thread, at))

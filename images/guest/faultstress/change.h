@@ -375,6 +375,47 @@ static inline void step_truncate(void)
 	rest(300);
 }
 
+/* --- a writer of mmap_lock beside ------------------------------------------------------------ */
+
+#define WRITER_BYTES (1024 * 1024)
+
+/* NULL where that failed because of an injected failure. */
+static inline char *writer_map(void)
+{
+	char *at = mmap(NULL, WRITER_BYTES, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (at != MAP_FAILED)
+		return at;
+	if (!inject_forgives(errno))
+		call_failed("mmap", errno);
+	return NULL;
+}
+
+/* Holds mmap_lock for write for as long as it takes to change the protection of all the pages. */
+static inline void writer_hold(char *at)
+{
+	if ((mprotect(at, WRITER_BYTES, PROT_READ) ||
+	     mprotect(at, WRITER_BYTES, PROT_READ | PROT_WRITE)) && !inject_forgives(errno))
+		call_failed("mprotect", errno);
+}
+
+/*
+ * One more thread, for the scenarios whose changes do not take mmap_lock: a fault that finds it busy
+ * may find afterwards that its page has gone.
+ */
+static inline void help_writer(void)
+{
+	static char *at;
+
+	self->op = "mprotect-beside";
+	if (!at)
+		at = writer_map();
+	if (at)
+		writer_hold(at);
+	rest(200);
+}
+
 static inline void step_punch(void)
 {
 	struct slot *slot = slot_take(NULL);
