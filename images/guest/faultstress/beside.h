@@ -411,9 +411,19 @@ static inline void step_memcg(void)
 
 /* --- exit with faults in flight ------------------------------------------------------------------ */
 
+/* After so many faults the threads of a process are all at it. */
+#define EXIT_FAULTS 100
+#define EXIT_AT_MOST_NS 500000000ull
+
+struct exit_child {
+	char *at;
+	u32 *faults;
+};
+
 static inline void *exit_thread(void *argument)
 {
-	char *at = argument;
+	const struct exit_child *child = argument;
+	char *at = child->at;
 	u64 state = (uintptr_t)&state ^ (uintptr_t)argument ^ now_ns();
 	size_t size = world->page_size;
 
@@ -425,8 +435,20 @@ static inline void *exit_thread(void *argument)
 		/* A store that changes nothing, but a fault for write. */
 		__atomic_compare_exchange_n(word, &value, value, false, __ATOMIC_SEQ_CST,
 					    __ATOMIC_SEQ_CST);
+		__atomic_add_fetch(child->faults, 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
+}
+
+/* Until the threads of the process fault, and `us` more. */
+static inline void exit_wait(const u32 *faults, u32 us)
+{
+	struct timespec poll = { .tv_nsec = 500000 }, ts = { .tv_nsec = us * 1000 };
+	u64 began = now_ns();
+
+	while (load(faults) < EXIT_FAULTS && now_ns() - began < EXIT_AT_MOST_NS)
+		nanosleep(&poll, NULL);
+	nanosleep(&ts, NULL);
 }
 
 /*
@@ -448,19 +470,23 @@ static inline void *exit_changer(void *argument)
 }
 
 /* A process of its own, with threads that fault and one that changes; ends in the midst of it. */
-__attribute__((noreturn)) static inline void exit_child(u32 file, u32 us)
+__attribute__((noreturn)) static inline void exit_process(u32 file, u32 us, bool shot)
 {
-	struct timespec ts = { .tv_nsec = us * 1000 };
 	size_t bytes = (size_t)world->options.pages * world->page_size;
-	char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, world->file[file].fd, 0);
+	struct exit_child child = {
+		.at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, world->file[file].fd, 0),
+		.faults = &self->faults_of_child,
+	};
 	pthread_t thread;
 
-	if (at == MAP_FAILED || pthread_create(&thread, NULL, exit_changer, NULL))
+	if (child.at == MAP_FAILED || pthread_create(&thread, NULL, exit_changer, NULL))
 		_exit(1);
 	for (u32 i = 0; i < 3; i++)
-		if (pthread_create(&thread, NULL, exit_thread, at))
+		if (pthread_create(&thread, NULL, exit_thread, &child))
 			_exit(1);
-	nanosleep(&ts, NULL);
+	exit_wait(child.faults, us);
+	if (shot)	/* not for ever: the parent may be gone */
+		usleep(900000);
 	_exit(0);
 }
 
@@ -468,18 +494,18 @@ static inline void step_exit(void)
 {
 	u32 us = pick(20000), file = pick(world->nr_files);
 	bool shot = pick(2);
-	struct timespec ts = { .tv_nsec = us * 1000 };
 	int status = 0;
 	pid_t child;
 	u64 began;
 
+	store(&self->faults_of_child, 0);
 	self->op = "fork";
 	child = fork();
 	if (child == 0)
-		exit_child(file, shot ? 900000 : us);
+		exit_process(file, us, shot);
 	if (child < 0)
 		call_failed("fork", errno);
-	nanosleep(&ts, NULL);
+	exit_wait(&self->faults_of_child, us);
 	began = now_ns();
 	if (shot)
 		kill(child, SIGKILL);

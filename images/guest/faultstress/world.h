@@ -88,6 +88,7 @@ struct thread {
 	const char *op;		/* what it is in */
 	u32 first_write;	/* 1 + file in which it may be writing a first stamp; 0: none */
 	int inject_fd;		/* /proc/thread-self/make-it-fail */
+	u32 faults_of_child;	/* as far as the process that it has forked has come */
 	struct counters count;
 	struct latency latency[NR_CALLS];
 } __attribute__((aligned(128)));
