@@ -28,7 +28,7 @@ from lab.model import (
     MachineEnd,
     UserError,
 )
-from lab.store import Cache, write_atomically
+from lab.store import Cache, recall, write_atomically
 
 KVM_DEVICE: Final = Path("/dev/kvm")
 # KVM boots a lean kernel in a second or two; emulation may take a loaded machine a minute.
@@ -128,9 +128,9 @@ async def choose_async(
     step = f"accelerator {row.name}"
     obstacle = kvm_obstacle(row, device, platform.machine())
     entry = cache.sub("accel") / f"{row.name}-{_key(row, device, obstacle, force)}.json"
-    with cache.lock(f"accel {entry.name}"):
-        if entry.exists():
-            known = model.decode(entry.read_bytes(), Accelerator)
+    with cache.lock(f"accel {entry.name}", emit=emit, step=step):
+        known = recall(entry, Accelerator)
+        if known is not None:
             emit(
                 Event(kind=EventKind.DONE, step=step, text=f"{describe(known)}, as measured before")
             )

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from lab import accel, host, initramfs, model
+from lab import accel, host, initramfs
 from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
-from lab.model import Emit, Kernel, LabError, LabFault
-from lab.store import Cache
+from lab.model import Emit, Kernel, LabError
+from lab.store import Cache, recall
 
 _DISK_WANTED_BYTES = 12 << 30
 _MEMORY_WANTED_BYTES = 4 << 30
@@ -277,10 +277,7 @@ def newest_kernel(cache: Cache, arch: str) -> Kernel | None:
         reverse=True,
     )
     for path in records:
-        try:
-            kernel = model.decode(path.read_bytes(), Kernel)
-        except (OSError, LabFault):
-            continue  # another version of the lab wrote it, or a clean took it just now
-        if kernel.arch == arch and kernel.image.exists():
+        kernel = recall(path, Kernel)
+        if kernel is not None and kernel.arch == arch and kernel.image.exists():
             return kernel
     return None

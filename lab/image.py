@@ -270,10 +270,10 @@ def root_image(
     row = arch_row(arch)
     wanted = read_recipe(recipe, row, recipes=recipes)
     final = cache.sub("images") / f"root-{row.name}-{wanted.name}-{wanted.sha256[:16]}"
-    with cache.lock(final.name):
+    step = f"image {row.name}"
+    with cache.lock(final.name, emit=emit, step=step):
         if final.is_dir():
             return _manifest(final).image
-        step = f"image {row.name}"
         emit(Event(kind=EventKind.STARTED, step=step))
         with cache.staging() as staging:
             made = _make(row, wanted, final, staging, emit, step)

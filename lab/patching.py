@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import diff, host, store
-from lab.model import Emit, Event, EventKind, Patch, Source, UserError, decode, encode
+from lab.model import Emit, Event, EventKind, Patch, Source, UserError, encode
 from lab.series import mail_bytes
 from lab.source import git
 from lab.store import Cache
@@ -104,9 +104,10 @@ def apply(
     done = [Applied(commit=source.commit, tree=source.tree)]
     for key in keys:
         record = cache.sub("applied") / f"{key}.json"
-        if not record.is_file():
+        known = store.recall(record, Applied)
+        if known is None:
             break
-        done.append(decode(record.read_bytes(), Applied))
+        done.append(known)
     # The repository may have been removed and made again since: then its commits are gone.
     if len(done) > 1 and not _exists(source, done[-1].commit):
         del done[1:]

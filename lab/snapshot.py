@@ -22,8 +22,7 @@ from typing import Final
 from lab import arch as architectures
 from lab import host, machine, model
 from lab.machine import Disk, Machine, MachineSpec, StateError
-from lab.model import LabFault
-from lab.store import Cache, publish, remove_tree, sha256_file, tree_bytes
+from lab.store import Cache, publish, recall, remove_tree, sha256_file, tree_bytes
 
 # One takes 70 to 150 MiB: what a guest of 1 GiB has touched by the time it is up.
 SHELF_LIMIT_BYTES: Final = 6 << 30
@@ -112,10 +111,7 @@ class Shelf:
         key = self.key(spec)
         if key is None:
             return None
-        try:
-            return model.decode((self._folder(key) / _RECORD).read_bytes(), Snapshot)
-        except (OSError, LabFault):
-            return None
+        return recall(self._folder(key) / _RECORD, Snapshot)
 
     def _folder(self, key: str) -> Path:
         return self._cache.sub("snapshots") / key

@@ -123,7 +123,10 @@ def _debian(name: str, cache: Cache, emit: Emit) -> Source:
         whole = _whole(cache, f"{package}-{pointer.read_text().strip()}", name)
         if whole is not None:
             return whole
-    with cache.lock(f"download {package}"), cache.staging() as staging:
+    with (
+        cache.lock(f"download {package}", emit=emit, step=f"download {package}"),
+        cache.staging() as staging,
+    ):
         package_file = _download(package, wanted, staging, emit)
         version = _deb_field(package_file, "Version")
         tarball = _unpack_deb(package_file, staging)
@@ -230,7 +233,7 @@ def _import(
 ) -> Source:
     """Unpack and commit in staging, then publish in one rename: a killed import leaves nothing."""
     final = cache.sub("sources") / key
-    with cache.lock(f"source {key}"):
+    with cache.lock(f"source {key}", emit=emit, step=f"import {name}"):
         whole = _whole(cache, key, name)  # another lab may have made it while we waited
         if whole is not None:
             return whole

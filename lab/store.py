@@ -26,11 +26,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from lab.model import LabFault
+from lab.model import Emit, Event, EventKind, LabFault, decode
+
+T = TypeVar("T")
 
 STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
 
@@ -38,6 +41,14 @@ STALE_S = 3600.0  # nobody takes so long between a temporary file and its rename
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def recall(path: Path, kind: type[T]) -> T | None:
+    """A value of the cache; None where there is none, or one that another version wrote."""
+    try:
+        return decode(path.read_bytes(), kind)
+    except (FileNotFoundError, LabFault):
+        return None
 
 
 @contextlib.contextmanager
@@ -82,14 +93,18 @@ def sweep_temporaries(folder: Path, *, older_than_s: float = 0.0) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` (made if absent), waiting for its holder.
 
-    The kernel drops the lock when the holder dies.
+    The kernel drops the lock when the holder dies. `waiting` is called once if there is one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
@@ -117,10 +132,17 @@ class Cache:
             path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Serialise work on one thing, named freely."""
+    def lock(
+        self, name: str, *, emit: Emit | None = None, step: str = ""
+    ) -> contextlib.AbstractContextManager[None]:
+        """Serialise work on one thing, named freely. Where it has to wait, `emit` says so."""
+
+        def waiting() -> None:
+            if emit is not None:
+                emit(Event(kind=EventKind.NOTE, step=step, text="another lab is at it, wait"))
+
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
-        return locked(self.sub("locks") / digest)
+        return locked(self.sub("locks") / digest, waiting=waiting)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import store
-from lab.model import LabFault
+from lab.model import Event, EventKind, LabFault, encode
 from lab.store import Cache
 
 HOLDER = """
@@ -140,11 +140,12 @@ def test_a_lock_goes_with_its_holder(cache: Cache, tmp_path: Path) -> None:
 
 def test_a_lock_serialises(cache: Cache) -> None:
     order: list[str] = []
+    told: list[Event] = []
     inside = threading.Event()
 
     def second() -> None:
         inside.wait(10)
-        with cache.lock("thing"):
+        with cache.lock("thing", emit=told.append, step="build base"):
             order.append("second")
 
     thread = threading.Thread(target=second)
@@ -155,6 +156,19 @@ def test_a_lock_serialises(cache: Cache) -> None:
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+    assert [event.step for event in told] == ["build base"]
+    with cache.lock("thing", emit=told.append):
+        assert len(told) == 1, "nobody to wait for, nothing to say"
+
+
+def test_what_another_version_wrote_is_as_good_as_absent(cache: Cache) -> None:
+    path = cache.root / "event.json"
+    assert store.recall(path, Event) is None
+    event = Event(kind=EventKind.DONE, step="build")
+    store.write_atomically(path, encode(event))
+    assert store.recall(path, Event) == event
+    path.write_text('{"kind": "of-old", "step": "build"}')
+    assert store.recall(path, Event) is None
 
 
 def test_publishing_is_one_step_and_the_first_one_stays(cache: Cache) -> None:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from lab import host, kconfig, patching
 from lab.arch import Arch
@@ -36,20 +35,18 @@ from lab.model import (
     LabFault,
     Side,
     UserError,
-    decode,
     encode,
 )
 from lab.store import (
     Cache,
     disk_full_explained,
     publish,
+    recall,
     remove_tree,
     sha256_file,
     write_atomically,
 )
 from lab.tree import Tree
-
-T = TypeVar("T")
 
 _CONFIG_S = 600.0  # for configuring; a loaded machine needs some seconds
 _MAKE_S = 6 * 3600.0  # allyesconfig under emulation would fit
@@ -95,7 +92,7 @@ def build(
         counter_flags=counters.flags(row, tools.cc) if counted else (),
     )
     step = f"build {side} {row.name}{' with counters' if counted else ''}"
-    with cache.lock(f"build {inputs.key}"):
+    with cache.lock(f"build {inputs.key}", emit=emit, step=step):
         stored = _stored(cache.sub("builds") / inputs.key, side)
         if stored is not None and (not keep or (stored.folder / "obj").is_dir()):
             emit(Event(kind=EventKind.DONE, step=step, text="already built"))
@@ -119,7 +116,7 @@ def build(
 
 def _stored(folder: Path, side: Side) -> Kernel | None:
     """The kernel in `folder`, if it is whole; what is damaged is removed."""
-    kernel = _read(folder / "record.json", Kernel)
+    kernel = recall(folder / "record.json", Kernel)
     image = folder / "image"
     whole = all((folder / name).is_file() for name in ("image", "vmlinux", "config"))
     if kernel is None or not whole or sha256_file(image) != kernel.image_sha256:
@@ -135,14 +132,6 @@ def _stored(folder: Path, side: Side) -> Kernel | None:
         vmlinux=folder / "vmlinux",
         config=folder / "config",
     )
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    """A stored value; None where there is none, or one that another version of the lab wrote."""
-    try:
-        return decode(path.read_bytes(), kind)
-    except (FileNotFoundError, LabFault):
-        return None
 
 
 def _bench(tree: Tree, inputs: Inputs, row: Arch, cache: Cache, emit: Emit) -> Bench:
@@ -279,7 +268,7 @@ class _Job:
         # Without the sandbox the tree's path is in every command line, so all would be compiled.
         if seed is None or not self.bench.walled or not (seed.folder / "obj").is_dir():
             return None
-        inputs = _read(seed.folder / "inputs.json", Inputs)
+        inputs = recall(seed.folder / "inputs.json", Inputs)
         return inputs if inputs and seeding.usable(inputs, self.inputs) else None
 
     def _fresh(self, seed: Inputs) -> tuple[str, ...]:
@@ -306,7 +295,7 @@ class _Job:
         """
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         state = self.partial / "state.json"
-        sound = _read(state, _State) == _State(boot_id=boot_id, seed=None)
+        sound = recall(state, _State) == _State(boot_id=boot_id, seed=None)
         if sound and seed is None and not (self.partial / "out").exists():
             return True
         remove_tree(self.partial)
@@ -327,7 +316,7 @@ class _Job:
         counts = [
             kernel.compiled
             for record in self.cache.sub("builds").glob("*/record.json")
-            if (kernel := _read(record, Kernel)) is not None
+            if (kernel := recall(record, Kernel)) is not None
             and kernel.arch == self.row.name
             and kernel.seeded_from is None
         ]

@@ -76,12 +76,12 @@ def build(
         model.encode([_VERSION, tree.tree, row.name, tuple(names), tools, land.glibc])
     )
     final = cache.sub("payloads") / f"selftests-{digest.hexdigest()[:24]}"
-    with cache.lock(f"payload {final.name}"):
+    step = f"self-tests {row.name}"
+    with cache.lock(f"payload {final.name}", emit=emit, step=step):
         record = final / "built.json"
         if record.is_file():
             stored = model.decode(record.read_bytes(), Built)
             return _at(stored, final)
-        step = f"self-tests {row.name}"
         emit(Event(kind=EventKind.STARTED, step=step, text=", ".join(names)))
         with cache.staging() as staging:
             made = staging / "made"
