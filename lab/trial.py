@@ -188,7 +188,8 @@ async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
                 if unsaved:
                     note(f"no snapshot: {unsaved}")
             assert box.guest is not None
-            await _use(cell, kit, box.guest, console, progress, emit, folder)
+            if box.running:  # else it was lost as it was saved: no case has to answer for that
+                await _use(cell, kit, box.guest, console, progress, emit, folder)
     wall_s = time.monotonic() - began
     console.splats += console.detector.finish()
     await _symbolise(kit, console, progress)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 _LIMIT_S: Final = 60.0  # of a step: a loaded host writes 100 MB in less
+_POLL_S: Final = 0.01
 # QEMU holds a migration to 128 MiB/s, so as not to fill a network.
 _BANDWIDTH: Final = 1 << 40
 
@@ -75,4 +76,11 @@ async def load(qmp: QMPClient, fd: int) -> None:
 
 async def go_on(qmp: QMPClient) -> None:
     """Let a machine run that stands still. Raises `StateError`."""
+    # QEMU tells of the end of a migration a moment before it can go on from it.
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            while (await _ask(qmp, "query-status")).get("status") == "finish-migrate":
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError as error:
+        raise StateError(f"still saving after {_LIMIT_S:.0f} s") from error
     await _ask(qmp, "cont")

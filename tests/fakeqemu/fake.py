@@ -65,6 +65,7 @@ class Fake:
         self.passed: list[int] = []
         self.incoming = "-incoming" in argv
         self.loaded = False
+        self.finishing = 0  # so often it is still at its end when asked
 
     def say(self, line: str) -> None:
         self.console.sendall(line.encode() + b"\r\n")
@@ -92,6 +93,13 @@ class Fake:
             result: object = {}
             if request["execute"] == "query-status":
                 result = {"status": "running", "running": True}
+                if self.finishing:
+                    self.finishing -= 1
+                    result = {"status": "finish-migrate", "running": False}
+            if request["execute"] == "cont" and self.finishing:
+                error = {"class": "GenericError", "desc": "Migration is not finalized yet"}
+                self.send({"error": error, "id": request.get("id")})
+                continue
             if request["execute"] == "human-monitor-command":
                 result = f"CPU#0 answered {request['arguments']['command-line']}\r\n"
             if request["execute"] == "chardev-send-break":
@@ -113,6 +121,8 @@ class Fake:
         if not incoming:
             os.write(fd, STATE)
         self.loaded = incoming
+        # QEMU tells of the end before it has left the state in which it cannot go on.
+        self.finishing = 0 if incoming else 2
         self.event("MIGRATION", status="completed")
 
     def go_on(self) -> None:
