@@ -39,7 +39,7 @@ DELAYS = {
 }
 PREFIX = "unlocked_fault_"
 # A tmpfs has no ->page_mkwrite(), and no other file system is written through a mapping there.
-IMPOSSIBLE = {"tmpfs": {f"{PREFIX}mkwrite"}}
+IMPOSSIBLE = {"tmpfs": {f"{PREFIX}mkwrite", f"{PREFIX}both"}}
 GOOD = (CaseState.PASSED, CaseState.SKIPPED)
 
 
