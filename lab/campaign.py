@@ -600,12 +600,13 @@ def _record(
 
 
 def find_run(runs: Path, name: str | None) -> Path:
-    """The folder of a finished run: its name, the beginning of one, a folder; None: the newest.
+    """The folder of a finished run: its name, the beginning of one, a folder; the newest if it is
+    None or `latest`.
 
     Raises `UserError` if there is none, or if the beginning fits several.
     """
     finished = sorted((path.parent for path in runs.glob("*/record.json")), reverse=True)
-    if name is None:
+    if name is None or name == "latest":
         if not finished:
             raise UserError(f"no finished run in {runs}", hint="lab run --patch SERIES makes one")
         return finished[0]

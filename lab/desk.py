@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lab import kconfig, locks, source, subject, trial
+from lab import kconfig, locks, prose, source, subject, trial
 from lab.arch import arch as arch_row
 from lab.build import build
 from lab.config import Config
@@ -201,13 +201,7 @@ def _last_words(folder: Path, end: MachineEnd | None, detail: str, lines: int = 
     """Why there is no machine any more, and the end of its console."""
     console = folder / "console.log"
     tail = console.read_bytes().splitlines()[-lines:] if console.exists() else []
-    shown = b"".join(b"  | " + _printable(line) + b"\n" for line in tail)
+    shown = b"".join(
+        b"  | " + prose.shown(line.decode("utf-8", "replace")).encode() + b"\n" for line in tail
+    )
     return f"lab: the machine is gone ({end}): {detail}\n".encode() + shown
-
-
-def _printable(line: bytes) -> bytes:
-    """A console line without what could steer a terminal."""
-    text = line.decode("utf-8", "replace")
-    return "".join(
-        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text
-    ).encode()

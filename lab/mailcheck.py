@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from lab import host, series, source
+from lab import host, prose, series, source
 from lab.config import Config
 from lab.intake import GIT, READ_ONLY_GIT
 from lab.model import Emit, Finding, Outcome, RunRecord, Series, Source, UserError
@@ -138,5 +138,4 @@ def _findings(findings: tuple[Finding, ...], run: str) -> Iterator[str]:
 
 def _flat(text: str) -> str:
     """One line, without what could steer a terminal; what is no error is not called one."""
-    flat = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(flat.split()).replace("ERROR:", "ERROR")
+    return " ".join(prose.shown(text, " ").split()).replace("ERROR:", "ERROR")

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "model",
     "arch",
+    "prose",
     "diff",
     "series",
     "kconfig",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab import cli, model
+from lab import campaign, cli, model
 from lab.archive import compare, drill, listing, trend
 from lab.archive.compare import Change
 from lab.archive.drill import CaseView, RunView, SplatView, TrialView
@@ -225,6 +225,8 @@ def test_a_run_is_found_by_its_beginning_or_its_folder(runs: Path) -> None:
         (runs / name / "manifest.json").write_bytes(model.encode(records.manifest(run=name)))
     assert listing.find(runs, "b").name == "b-flaky"
     assert listing.find(runs, str(runs / "c-other")).name == "c-other"
+    assert listing.find(runs, "latest").name == "c-uaf", "the newest that has begun"
+    assert campaign.find_run(runs, "latest") == campaign.find_run(runs, None)
     with pytest.raises(UserError, match="c- fits 2 runs"):
         listing.find(runs, "c-")
     with pytest.raises(UserError, match="no run x"):

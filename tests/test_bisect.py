@@ -125,7 +125,7 @@ def test_what_never_fails_is_not_reproduced() -> None:
     result = search(8, bench)
     assert result.ending is Ending.NO_DIFFERENCE
     assert set(bench.built) == {0, 8}  # nothing between the ends
-    assert "0 of 60 leaves anything under 5 %" in _sentence(result)
+    assert "0 of 60 leaves anything under 5%" in _sentence(result)
 
 
 def _sentence(result: Result) -> str:

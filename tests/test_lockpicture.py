@@ -195,6 +195,20 @@ def test_the_report_has_the_picture_and_escapes_names(run: tuple[RunRecord, Path
     assert "Lock dependencies" in console.file.getvalue()
 
 
+@needs_dot
+def test_pictures_of_two_architectures_on_one_page_have_arrows_of_their_own(
+    run: tuple[RunRecord, Path],
+) -> None:
+    record, folder = run
+    other = tuple(replace(t, cell=replace(t.cell, arch="arm64")) for t in record.trials)
+    manifest = replace(record.manifest, archs=("x86_64", "arm64"))
+    page = html.page(replace(record, manifest=manifest, trials=(*record.trials, *other)), folder)
+    assert page.count('class="lockgraph"') == 2
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) >= 2
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
 def test_a_run_without_locks_has_no_section(tmp_path: Path) -> None:
     assert "Lock dependencies" not in html.page(records.run(records.well, records.well), tmp_path)
 

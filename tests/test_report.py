@@ -584,14 +584,6 @@ def test_the_longest_text_of_a_splat_is_shown() -> None:
     assert row.novelty == "new"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.44, "0.4 s"), (9.97, "10.0 s"), (41, "41 s"), (725, "12m 05s"), (12000, "3h 20m")],
-)
-def test_span(seconds: float, text: str) -> None:
-    assert view.span(seconds) == text
-
-
 def test_machines_at_once_get_lanes_of_their_own() -> None:
     def at(second: int, side: Side, shard: int) -> Trial:
         of = replace(records.cell(side, 0), shard=shard, shards=2)

@@ -70,7 +70,7 @@ def test_a_rate_that_falls_by_a_fifth_is_slower() -> None:
     assert one.slower
     assert one.ratio == pytest.approx(0.8)
     assert one.low is not None and one.high is not None and one.low < 0.8 < one.high < 0.85
-    assert "-20.0 %" in speed.wording(one) and "5 + 5 runs" in speed.wording(one)
+    assert "-20.0%" in speed.wording(one) and "5 + 5 runs" in speed.wording(one)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_a_slower_series_is_regressed_and_the_report_says_by_how_much() -> None:
     record = run(slowed, slowed, cases=(CASE,), repeats=5)
     assert record.verdict.outcome is Outcome.REGRESSED
     (finding,) = record.verdict.findings
-    assert finding.kind == "speed" and "-25.0 %" in finding.detail
+    assert finding.kind == "speed" and "-25.0%" in finding.detail
     assert CASE in record.verdict.sentence
     out = io.StringIO()
     terminal.summary(record, Path("/runs/x"), Console(file=out, width=100))
-    assert "slower: fio/ext4/mmap-randread read_per_s: -25.0 %" in out.getvalue()
+    assert "slower: fio/ext4/mmap-randread read_per_s: -25.0%" in out.getvalue()
     page = html.page(record, None)
-    assert "-25.0 %" in page and "5 + 5 runs" in page
+    assert "-25.0%" in page and "5 + 5 runs" in page
     assert decode(encode(record), RunRecord) == record
 
 

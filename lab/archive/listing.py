@@ -82,13 +82,15 @@ def _unfinished(path: Path, state: RunState, note: str) -> Entry:
 
 
 def find(runs: Path, name: str) -> Path:
-    """The folder of a run, finished or not: its name, the beginning of one, or a folder.
+    """The folder of a run, finished or not: its name, the beginning of one, a folder, or `latest`.
 
     Raises `UserError` if there is none, or if the beginning fits several.
     """
     if (Path(name) / "manifest.json").is_file():
         return Path(name)
     folders = sorted((path.parent for path in runs.glob("*/manifest.json")), reverse=True)
+    if name == "latest" and folders:
+        return folders[0]
     fitting = [folder for folder in folders if folder.name.startswith(name)]
     exact = [folder for folder in fitting if folder.name == name]
     if len(exact or fitting) == 1:

@@ -133,12 +133,12 @@ def _suspects(state: State, rules: Rules) -> str:
 
 
 def _percent(share: float) -> str:
-    """97 %; never rounded up to certainty or down to nothing."""
+    """97%; never rounded up to certainty or down to nothing."""
     if 0.995 <= share < 1:
-        return f"{min(share, 0.9999):.2%}".replace("%", " %").replace("100.00", "99.99")
+        return f"{min(share, 0.9999):.2%}".replace("100.00", "99.99")
     if 0 < share < 0.01:
-        return f"{share:.1%}".replace("%", " %")
-    return f"{share:.0%}".replace("%", " %")
+        return f"{share:.1%}"
+    return f"{share:.0%}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from lab.arch import ARCHS
 from lab.cli.context import Context, accel_option, cli, json_option, override
 from lab.fleet import capability, carry, join
 from lab.model import ExitCode, UserError
-from lab.report.progress import printable
+from lab.prose import printable
 
 _address = click.argument("address", metavar="[ADDRESS]", required=False)
 

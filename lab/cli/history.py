@@ -38,7 +38,8 @@ def runs_command(context: Context, limit: int, as_json: bool) -> int:
 def show_command(context: Context, run_name: str, what: str | None, as_json: bool) -> int:
     """A run, or one case, machine or splat of it: counts, ends, messages, paths of consoles.
 
-    RUN is the name of a run, the beginning of one, or its folder; it need not have finished.
+    RUN is the name of a run, the beginning of one, its folder, or latest; it need not have
+    finished.
     """
     folder = listing.find(context.config.paths.runs_dir, run_name)
     found = drill.show(folder, what)

@@ -138,15 +138,18 @@ def _layout(plain: str) -> _Layout:
     return _Layout(width=width, height=height, boxes=boxes, curves=curves)
 
 
-def svg(focus: Focus, plain: str, *, title: str) -> str:
-    """The picture, from what `dot -Tplain` made of `dot_source(focus)`."""
+def svg(focus: Focus, plain: str, *, title: str, ids: str = "lg") -> str:
+    """The picture, from what `dot -Tplain` made of `dot_source(focus)`.
+
+    `ids` begins the ids in it: on a page of several pictures, each needs its own.
+    """
     layout = _layout(plain)
     names = {label: f"n{number}" for number, label in enumerate(focus.nodes)}
     used = [change for change in _LEGEND if any(edge.change is change for edge in focus.edges)]
     calm = focus.hidden_before or focus.hidden_after
     if calm and Change.SAME not in used:
         used.append(Change.SAME)
-    legend, legend_height = _legend(used, layout.width)
+    legend, legend_height = _legend(used, layout.width, ids)
     width = layout.width + 2 * _MARGIN
     bottom = layout.height + 2 * _MARGIN
     height = bottom + legend_height
@@ -155,6 +158,7 @@ def svg(focus: Focus, plain: str, *, title: str) -> str:
             layout.curves[names[edge.before], names[edge.after]],
             edge.change,
             f"{edge.before} → {edge.after}: {WORDS[edge.change]} ({counts_text(edge)})",
+            ids,
         )
         # What changed lies on top.
         for edge in sorted(focus.edges, key=lambda e: (_LEGEND[::-1].index(e.change), e.before))
@@ -165,7 +169,7 @@ def svg(focus: Focus, plain: str, *, title: str) -> str:
         (_MORE_AFTER, (centre, _MORE_AFTER)),
     ):
         if more in layout.boxes:
-            arcs.insert(0, _arc(layout.curves[ends], Change.SAME, "unchanged"))
+            arcs.insert(0, _arc(layout.curves[ends], Change.SAME, "unchanged", ids))
     nodes = [
         _node(layout.boxes[name], label, focus=label in focus.centre)
         for label, name in names.items()
@@ -180,7 +184,7 @@ def svg(focus: Focus, plain: str, *, title: str) -> str:
             f"<title>{_text(title)}</title>",
             f"<desc>{_text(_description(focus))}</desc>",
             f"<style>{_STYLE}</style>",
-            f"<defs>{''.join(_marker(change) for change in used)}</defs>",
+            f"<defs>{''.join(_marker(change, ids) for change in used)}</defs>",
             f'<rect class="page" width="{width:.1f}" height="{height:.1f}"/>',
             f'<g transform="translate({_MARGIN} {_MARGIN})">',
             *arcs,
@@ -220,19 +224,19 @@ def _text(text: str) -> str:
     return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
-def _marker(change: Change) -> str:
+def _marker(change: Change, ids: str) -> str:
     return (
-        f'<marker id="lg-{change}" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="9" '
+        f'<marker id="{ids}-{change}" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="9" '
         f'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">'
         f'<path class="head h-{change}" d="M0 0 8 4 0 8z"/></marker>'
     )
 
 
-def _arc(points: Sequence[tuple[float, float]], change: Change, title: str) -> str:
+def _arc(points: Sequence[tuple[float, float]], change: Change, title: str, ids: str) -> str:
     first, *rest = points
     path = f"M{first[0]:.1f} {first[1]:.1f}C" + " ".join(f"{x:.1f} {y:.1f}" for x, y in rest)
     return (
-        f'<path class="edge e-{change}" d="{path}" marker-end="url(#lg-{change})">'
+        f'<path class="edge e-{change}" d="{path}" marker-end="url(#{ids}-{change})">'
         f"<title>{_text(title)}</title></path>"
     )
 
@@ -248,7 +252,7 @@ def _node(box: _Box, label: str, *, focus: bool = False, kind: str = "node") -> 
     )
 
 
-def _legend(used: Sequence[Change], width: float) -> tuple[str, float]:
+def _legend(used: Sequence[Change], width: float, ids: str) -> tuple[str, float]:
     """A line and a word for each kind of edge in use, in rows of the picture's width."""
     parts: list[str] = []
     x, row = 0.0, 0
@@ -259,7 +263,7 @@ def _legend(used: Sequence[Change], width: float) -> tuple[str, float]:
             x, row = 0.0, row + 1
         y = 10 + 20 * row
         parts.append(
-            f'<path class="edge e-{change}" d="M{x:.1f} {y}h38" marker-end="url(#lg-{change})"/>'
+            f'<path class="edge e-{change}" d="M{x:.1f} {y}h38" marker-end="url(#{ids}-{change})"/>'
             f'<text x="{x + 46:.1f}" y="{y + 4}">{_text(word)}</text>'
         )
         x += wide

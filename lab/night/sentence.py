@@ -17,13 +17,6 @@ _NOT_RUN = {
 _NAMED = 3
 
 
-def span(seconds: float) -> str:
-    """ "45 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def outcome(results: Sequence[JobResult], news: Sequence[News]) -> tuple[Outcome, tuple[str, ...]]:
     """The outcome, and why it is not clean. What did not run is never green."""
     names = {one.job.key: one.job.name for one in results}

@@ -22,6 +22,7 @@ from lab.night.budget import Prospect
 from lab.night.compare import Seen
 from lab.night.process import Program
 from lab.night.record import JobResult, JobState, Night, NightRecord, NightStart
+from lab.prose import span
 from lab.store import is_locked, locked, sweep_temporaries, write_atomically
 from lab.verdict.observe import splat_key
 
@@ -175,8 +176,8 @@ class _State:
 
     def _left_out(self, one: Prospect) -> JobResult:
         left_s = self._left_s() or 0.0
-        left = f"{sentence.span(left_s)} were left" if left_s > 0 else "nothing was left"
-        takes = "" if one.expected_s is None else f"it takes {sentence.span(one.expected_s)}, and "
+        left = f"{span(left_s)} were left" if left_s > 0 else "nothing was left"
+        takes = "" if one.expected_s is None else f"it takes {span(one.expected_s)}, and "
         return JobResult(job=one.job, state=JobState.LEFT_OUT, reason=takes + left)
 
     # --- suspects ---

@@ -17,9 +17,9 @@ from lab.archive.listing import Entry, RunState
 from lab.archive.replay import Replay
 from lab.archive.trend import Trend
 from lab.model import CaseState, Comparison, MachineEnd, Outcome, Side, Tally
+from lab.prose import printable, printable_line, span
 from lab.report import view
-from lab.report.layout import Cell, grid, heading, item, printable_line
-from lab.report.progress import printable
+from lab.report.layout import Cell, grid, heading, item
 from lab.verdict.past import told
 from lab.verdict.wording import listed
 
@@ -76,7 +76,7 @@ def listing(entries: Sequence[Entry], console: Console) -> None:
             _line(console, (entry.name, "bold"), "  ", state, f"  {printable(entry.note)}")
         else:
             style = OUTCOME_STYLE[row.outcome]
-            about = f"  {row.version}  {', '.join(row.archs)}  {view.span(row.wall_s)}"
+            about = f"  {row.version}  {', '.join(row.archs)}  {span(row.wall_s)}"
             _line(console, (entry.name, "bold"), "  ", (str(row.outcome), style), about)
         if row is not None:
             said = row.sentence.removeprefix(f"{row.title}: ")
@@ -181,7 +181,7 @@ def _case(found: CaseView, console: Console) -> None:
                 answer.trial,
                 str(answer.repeat),
                 (str(answer.state), _STATE_STYLE[answer.state]),
-                view.span(answer.duration_s),
+                span(answer.duration_s),
             ]
         )
     grid(console, rows, 2)
@@ -206,7 +206,7 @@ def _trial(found: TrialView, console: Console) -> None:
     boot = "never booted" if trial.boot_s is None else f"boot {trial.boot_s:.1f} s"
     item(console, (trial.id, "bold"), f"  in {found.run}", indent=0)
     how = "restored from a snapshot" if trial.restored else boot
-    item(console, "ended: ", end, f"; {how}; {view.span(trial.wall_s)} in all", indent=0)
+    item(console, "ended: ", end, f"; {how}; {span(trial.wall_s)} in all", indent=0)
     about = (
         f"{cell.arch} {cell.side}, profile {cell.profile}, {trial.accelerator.name} "
         f"-cpu {trial.accelerator.cpu}, {cell.cpus} cpus, {cell.memory_bytes >> 20} MiB, "
@@ -223,7 +223,7 @@ def _trial(found: TrialView, console: Console) -> None:
             [
                 (str(result.state), _STATE_STYLE[result.state]),
                 printable(result.name),
-                view.span(result.duration_s),
+                span(result.duration_s),
                 _cut(result.message, 60),
             ]
         )
@@ -386,7 +386,7 @@ def _speeds(speeds: Sequence[Speed], console: Console) -> None:
     notable = [one for one in speeds if one.side is Side.PATCHED and _changed(one)]
     if not notable:
         return
-    heading(console, "Numbers with the series (medians, changed by 10 % or more)")
+    heading(console, "Numbers with the series (medians, changed by 10% or more)")
     rows: list[list[Cell]] = [["case", "number", "first", "second", "change"]]
     for one in notable[:_SHOWN_SPEEDS]:
         change = f"{one.second / one.first - 1:+.0%}" if one.first else "-"

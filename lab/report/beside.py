@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from lab.model import CaseState, Comparator, RunRecord, Side, Trial
+from lab.prose import printable
 from lab.report import layout
-from lab.report.progress import printable
 from lab.report.speed import number
 
 _TELLING = ("_per_s", "p50_us", "p99_us", "p50_ns", "p99_ns")

@@ -7,8 +7,7 @@ from rich.text import Text
 
 from lab.bisect import Ending, wording
 from lab.culprit.hunt import LOG, Record
-from lab.report.progress import printable
-from lab.report.view import span
+from lab.prose import printable, span
 
 _STYLE = {
     Ending.FOUND: ("FOUND", "bold green"),

@@ -19,7 +19,7 @@ from lab.coverage.record import (
     of_run,
     sentence,
 )
-from lab.report.progress import printable
+from lab.prose import printable
 
 # What a reader acts on, and how it is called.
 WORDS = {

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from lab.lockgraph import focus, svg
 from lab.model import Comparison, Finding, RunRecord, Trial
+from lab.prose import span
 from lab.report import beside, cases, coverage, locks, pages, speed, timeline, view
 from lab.report.files import Files
 from lab.verdict import MEASURING, smallest_rate
@@ -175,7 +176,7 @@ def _tiles(record: RunRecord) -> list[_Tile]:
     )
     tiles.append(
         _Tile(
-            value=view.span(record.timing.wall_s),
+            value=span(record.timing.wall_s),
             label="from start to verdict",
             detail=f"the lab's own share {view.own_share(record):.1%}",
         )

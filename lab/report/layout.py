@@ -39,8 +39,3 @@ def grid(console: Console, rows: Sequence[Sequence[Cell]], indent: int) -> None:
         if number == 0:
             line.stylize("dim")
         console.print(line, soft_wrap=True)
-
-
-def printable_line(line: str) -> str:
-    """A line with its indentation, without control characters."""
-    return "".join(char if char.isprintable() else " " for char in line.expandtabs(8))

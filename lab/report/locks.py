@@ -17,7 +17,7 @@ from lab.lockgraph.diff import ADDED, LOST, Change, EdgeDiff, LockDiff, Measure,
 from lab.lockgraph.focus import WORDS, centre, counts_text, focus, plain, suggest
 from lab.lockgraph.news import sentence
 from lab.model import LabError, RunRecord
-from lab.report.progress import printable
+from lab.prose import printable
 
 _TABLE_ROWS = 60
 _STAT_ROWS = 12
@@ -71,7 +71,7 @@ def section(compared: LockDiff, arch: str, subjects: Sequence[str]) -> Section:
     drawn, why = "", "no more changed than chance makes (lab lockgraph diff --around CLASS draws)"
     if around is not None:
         try:
-            drawn = picture(compared, around)
+            drawn = picture(compared, around, ids=f"lg-{arch}")
             why = ""
         except LabError as error:
             why = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
@@ -106,14 +106,17 @@ def ordered(compared: LockDiff, around: str | None, *which: Change) -> tuple[Edg
     )
 
 
-def picture(compared: LockDiff, around: str, *, depth: int = 1, every: bool = False) -> str:
+def picture(
+    compared: LockDiff, around: str, *, depth: int = 1, every: bool = False, ids: str = "lg"
+) -> str:
     """The neighbourhood of a class as SVG.
 
     Raises `UserError` if there is no such class, or if Graphviz is not installed.
     """
     seen = focus(compared, around, depth=depth, every=every)
     laid_out = host.run(["dot", "-Tplain"], stdin=svg.dot_source(seen).encode(), timeout_s=60).text
-    return svg.svg(seen, laid_out, title=f"Lock dependencies around {plain(seen.centre[0])}")
+    title = f"Lock dependencies around {plain(seen.centre[0])}"
+    return svg.svg(seen, laid_out, title=title, ids=ids)
 
 
 # --- contention --------------------------------------------------------------------------------

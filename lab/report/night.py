@@ -20,8 +20,8 @@ from lab.matrix import Job
 from lab.model import Outcome, Side
 from lab.night import sentence
 from lab.night.record import Change, Count, JobResult, JobState, News, Night
-from lab.report import layout, pages, view
-from lab.report.progress import printable
+from lab.prose import printable, span
+from lab.report import layout, pages
 
 NIGHTS = 30  # columns of the strips
 _FLAKES = 60
@@ -305,9 +305,9 @@ def _tiles(night: Night) -> list[tuple[str, str, str]]:
         (count(Change.FIXED), "fixed", "by fresh runs"),
         (count(Change.FLAKY), "flaky", "no more often than before"),
         (
-            view.span(took_s),
+            span(took_s),
             "from start to end",
-            f"of a budget of {view.span(budget_s)}" if budget_s is not None else "no budget",
+            f"of a budget of {span(budget_s)}" if budget_s is not None else "no budget",
         ),
     ]
 
@@ -372,7 +372,7 @@ def _mail_lines(night: Night, page_path: str) -> Iterable[str]:
     yield "Jobs:"
     for result in record.results:
         text, _ = _job_label(result, night)
-        took = f" ({view.span(result.duration_s)})" if result.duration_s else ""
+        took = f" ({span(result.duration_s)})" if result.duration_s else ""
         yield f"  {text:14} {result.job.name}{took}"
         if result.reason:
             yield f"      {printable(result.reason)[:300]}"
@@ -399,7 +399,7 @@ def summary(night: Night, console: Console) -> None:
     for result in record.results:
         text, css = _job_label(result, night)
         style = "yellow" if css == "none" else _STYLE[Outcome(css)]
-        took = f", {view.span(result.duration_s)}" if result.duration_s else ""
+        took = f", {span(result.duration_s)}" if result.duration_s else ""
         layout.item(console, result.job.name, "  ", (text, style), (took, "dim"))
         if result.reason:
             layout.item(console, (printable(result.reason), "dim"), indent=6)

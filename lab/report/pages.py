@@ -8,7 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lab.report import speed, view
+from lab.prose import span
+from lab.report import speed
 
 HERE = Path(__file__).parent
 _STYLES = ("style.css", "coverage.css")
@@ -28,7 +29,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"span": view.span, "clean": clean, "number": speed.number}
+    made.filters |= {"span": span, "clean": clean, "number": speed.number}
     return made
 
 

@@ -13,17 +13,11 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from lab.model import Event, EventKind
-from lab.report.view import span
+from lab.prose import printable, span
 
 # A step that says nothing for this long is mentioned again, so that a CI log shows life.
 _REPEAT_S = 30.0
 _MARKS = {EventKind.NOTE: "note", EventKind.WARNING: "warning"}
-
-
-def printable(text: str) -> str:
-    """One line, without what could steer a terminal: guests and compilers write into events."""
-    flat = " ".join(text.split())
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in flat)
 
 
 class Progress(Protocol):

@@ -13,8 +13,7 @@ from rich.text import Text
 
 from lab.control import Control
 from lab.model import ControlResult, ExitCode, Grade, SelftestRecord
-from lab.report.progress import printable
-from lab.report.view import span
+from lab.prose import printable, span
 
 _STYLE = {
     Grade.CAUGHT: "green",

@@ -28,13 +28,13 @@ from lab.model import (
     RunRecord,
     Splat,
 )
+from lab.prose import printable, printable_line, span
 from lab.report import beside, coverage, locks, speed, view
 from lab.report import progress as progress_module
 from lab.report.layout import grid as _grid
 from lab.report.layout import heading as _heading
 from lab.report.layout import item as _item
-from lab.report.layout import printable_line
-from lab.report.progress import PlainProgress, Progress, TerminalProgress, printable
+from lab.report.progress import PlainProgress, Progress, TerminalProgress
 from lab.splat import places
 from lab.verdict import MEASURING, speed_wording
 
@@ -296,7 +296,7 @@ def _speeds(record: RunRecord, console: Console) -> None:
     every = speed.speed(record)
     if not told and not (every and every.apart):
         return
-    _heading(console, "Speed with the series, against without (95 % intervals)")
+    _heading(console, "Speed with the series, against without (95% intervals)")
     if every and every.apart:
         _item(console, printable(every.sentence))
     told.sort(key=lambda one: not one.slower)
@@ -353,9 +353,9 @@ def _reasons(record: RunRecord, console: Console) -> None:
 
 def _ending(record: RunRecord, folder: Path, console: Console) -> None:
     timing = record.timing
-    parts = [f"make {view.span(timing.make_s)}", f"guests {view.span(timing.guest_s)}"]
-    parts += [f"set-up {view.span(timing.setup_s)}"] if timing.setup_s else []
-    parts.append(f"the lab itself {view.span(timing.other_s)} ({view.own_share(record):.1%})")
+    parts = [f"make {span(timing.make_s)}", f"guests {span(timing.guest_s)}"]
+    parts += [f"set-up {span(timing.setup_s)}"] if timing.setup_s else []
+    parts.append(f"the lab itself {span(timing.other_s)} ({view.own_share(record):.1%})")
     started = len(record.trials)
     machines = "1 machine" if started == 1 else f"{started} machines"
     accelerators = sorted({trial.accelerator.name for trial in record.trials})
@@ -363,7 +363,7 @@ def _ending(record: RunRecord, folder: Path, console: Console) -> None:
     console.print()
     _item(
         console,
-        f"{view.span(timing.wall_s)} in all: {', '.join(parts)}; {machines}{how}",
+        f"{span(timing.wall_s)} in all: {', '.join(parts)}; {machines}{how}",
         indent=0,
     )
     for name, path in (
@@ -386,7 +386,7 @@ def builds(results: Sequence[Kernel | BuildFailure], console: Console) -> None:
         head = f"{result.arch} {result.side}: "
         if isinstance(result, Kernel):
             how = (
-                f"built in {view.span(result.build_s)}, {result.compiled} objects compiled"
+                f"built in {span(result.build_s)}, {result.compiled} objects compiled"
                 if result.make_ran
                 else "from the cache"
             )

@@ -8,7 +8,7 @@ from math import ceil
 from typing import assert_never
 
 from lab.model import MachineEnd, RunRecord, Side, Trial
-from lab.report import view
+from lab.prose import span
 
 _ROUND_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200)
 
@@ -89,7 +89,7 @@ def timeline(record: RunRecord) -> Timeline | None:
         lanes=tuple(of for of, _ in lanes),
         bars=tuple(bars),
         length_s=length,
-        ticks=tuple((at / length, view.span(at) if at else "0") for at in _round_times(length)),
+        ticks=tuple((at / length, span(at) if at else "0") for at in _round_times(length)),
     )
 
 

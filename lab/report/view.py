@@ -30,6 +30,7 @@ from lab.model import (
     Tally,
     Trial,
 )
+from lab.prose import span
 from lab.splat import places
 from lab.verdict import probability, resolution
 
@@ -103,18 +104,6 @@ def counts(tally: Tally) -> str:
     else:
         return f"{tally.unknown} unknown"
     return f"{text}, {tally.unknown} unknown" if tally.unknown else text
-
-
-def span(seconds: float) -> str:
-    """ "0.4 s", "41 s", "12m 05s", "3h 20m"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02}m"
 
 
 # --- the matrix --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lab import prose
 from lab.model import CaseState
 
 _OUTER = re.compile(r"(not )?ok \d+ selftests: ([\w./-]+): ([\w./+-]+)(?: # (.*))?")
@@ -201,4 +202,4 @@ def judge(report: Report) -> tuple[CaseState, str]:
 
 def plain(text: str, limit: int = _MESSAGE_MAX) -> str:
     """Text of a guest as one harmless line."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()[:limit]
+    return prose.cut(text, limit)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_never
 
-from lab import image
+from lab import image, prose
 from lab.arch import arch as arch_row
 from lab.guest import Down, Exited, TimedOut
 from lab.machine import Disk
@@ -356,9 +356,9 @@ def _reported(test: str, raw: bytes) -> tuple[CaseState, str] | None:
         return None
     for kind, state in (("failure", CaseState.FAILED), ("error", CaseState.FAILED)):
         if (node := found[0].find(kind)) is not None:
-            return state, _plain(node.get("message") or "it failed")
+            return state, prose.cut(node.get("message") or "it failed", _LINE)
     if (node := found[0].find("skipped")) is not None:
-        return CaseState.SKIPPED, _plain(node.get("message") or "")
+        return CaseState.SKIPPED, prose.cut(node.get("message") or "", _LINE)
     return CaseState.PASSED, ""
 
 
@@ -373,7 +373,7 @@ def _first_difference(files: Mapping[str, bytes]) -> str:
     lines = files.get("out.diff", b"").decode("utf-8", "replace").splitlines()
     for line in lines[2:]:
         if line.startswith(("+", "-")):
-            return _plain(line)
+            return prose.cut(line, _LINE)
     return ""
 
 
@@ -381,13 +381,9 @@ def _last_word(said: bytes) -> str:
     """The last line of `check` that is not about its own end."""
     lines = said.decode("utf-8", "replace").splitlines()
     told = [line for line in lines if line.strip() and not _CHATTER.match(line)]
-    return _plain(told[-1]) if told else "(it said nothing)"
+    return prose.cut(told[-1], _LINE) if told else "(it said nothing)"
 
 
 def last_line(said: bytes) -> str:
     lines = said.decode("utf-8", "replace").strip().splitlines()
-    return _plain(lines[-1]) if lines else "(it said nothing)"
-
-
-def _plain(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text).strip()[:_LINE]
+    return prose.cut(lines[-1], _LINE) if lines else "(it said nothing)"

@@ -163,13 +163,13 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
 
 
 def wording(speed: SpeedVerdict) -> str:
-    """The change and how sure it is: "-3.1 % (-5.0 to -1.2, 6 + 6 runs)"."""
+    """The change and how sure it is: "-3.1% (-5.0 to -1.2, 6 + 6 runs)"."""
     if speed.ratio is None:
         return "not comparable"
     runs = f"{len(speed.base)} + {len(speed.patched)} runs"
     if speed.low is None or speed.high is None:
-        return f"{_percent(speed.ratio)} % ({runs}: no interval)"
-    return f"{_percent(speed.ratio)} % ({_percent(speed.low)} to {_percent(speed.high)}, {runs})"
+        return f"{_percent(speed.ratio)}% ({runs}: no interval)"
+    return f"{_percent(speed.ratio)}% ({_percent(speed.low)} to {_percent(speed.high)}, {runs})"
 
 
 def _percent(ratio: float) -> str:
