@@ -65,7 +65,10 @@ def sentence(outcome_: Outcome, results: Sequence[JobResult], news: Sequence[New
     if missing:
         head += f"; not run: {_listed(missing)}"
     if not (parts or regressed or undecided or missing):
-        head += ", and nothing changed"
+        compared = any(one.reference for one in ran)
+        head += ", and " + (
+            "nothing changed" if compared else "there is nothing to compare with yet"
+        )
     return head
 
 
