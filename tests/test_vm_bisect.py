@@ -1,7 +1,7 @@
 """`lab bisect` with real kernels: a planted bad patch in the middle of srcu-vma is found.
 
 By default among those of its patches that touch no header which everything includes, so that each
-kernel but the base takes a minute. LAB_TEST_LONG=1 searches all of it too: half an hour if nothing
+kernel but the base takes a minute. LAB_TEST_LONG=1 searches all of it too: an hour if nothing
 is in the cache.
 """
 
