@@ -166,7 +166,7 @@ class Cell:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     suite: str
-    part: str  # the file system, or what a suite names second; "" where it names none
+    part: str  # what a suite names second, mostly the file system; "" where it names nothing
     cells: tuple[Cell | None, ...]  # by architecture; None: nothing of it was planned there
 
 
