@@ -47,6 +47,8 @@ def test_help_is_the_manual() -> None:
         (["frobnicate"], "No such command", ""),
         (["run", "--patch", "x", "--duration", "soon"], "--duration: 'soon'", "30m"),
         (["image", "build", "--arch", "vax"], "unknown architecture 'vax'", "x86_64"),
+        # What follows the guest's command is the command's.
+        (["boot", "--arch", "vax", "uname", "-a"], "unknown architecture 'vax'", "x86_64"),
         (["splats", "/no/such/log"], "/no/such/log", ""),
         (["--config", "/no/such.toml", "suites"], "/no/such.toml", ""),
     ],

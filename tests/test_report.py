@@ -380,6 +380,12 @@ def test_known_splats_are_shown_as_such() -> None:
     record = replace(record, manifest=manifest)
     (row,) = view.allowed_rows(record)
     assert row.base == row.patched == len(record.trials) / 2
+    assert [(one.splats, one.reports) for one in view.matrix(record)] == [(0, "0, 1 allowed")] * 2
+    # Allowed at one time and not at another, it counts.
+    sometimes = records.run(
+        answer, lambda of: records.trial(of, boot_splats=(records.WARNING,) if of.repeat else ())
+    )
+    assert [one.reports for one in view.matrix(sometimes)] == ["0, 1 allowed", "1"]
     page = html.page(record, None)
     assert "known since ever" in page and "entry 1: expired" in page and "<script" not in page
     out, console = output()

@@ -246,6 +246,30 @@ def test_many_cases_that_pass_are_folded_and_have_no_box() -> None:
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_parts_of_a_case_show_their_runs() -> None:
+    name, parts = "kselftest/vm/madv", ("kselftest/vm/madv:first", "kselftest/vm/madv:second")
+
+    def answer(of: Cell) -> Trial:
+        # Only the first run of each side tells of the second part.
+        told = parts if of.repeat == 0 else parts[:1]
+        first, *rest = (records.passed(part, of) for part in told)
+        if of.side is Side.PATCHED:
+            first = records.failed(parts[0], "not ok")
+        return records.trial(of, results=(records.passed(name, of), first, *rest))
+
+    record = records.run(answer, answer, cases=(name, *parts), max_repeats=2)
+    trials = tuple(
+        replace(trial, cell=replace(trial.cell, cases=(name,))) for trial in record.trials
+    )
+    (group,) = cases.groups(replace(record, trials=trials), NOWHERE)
+    shown = {
+        case.verdict.name: [[run.state for run in runs] for runs in (case.base, case.patched)]
+        for case in group.cases
+    }
+    assert shown[parts[0]] == [["passed"] * 2, ["failed"] * 2]
+    assert shown[parts[1]] == [["passed", "missing"]] * 2
+
+
 def test_what_earlier_bases_did_is_shown_beside_the_base() -> None:
     record = records.clean()
     past = Past(failed=3, decided=60, runs=5, versions=("6.1.190", "<6.1>"))

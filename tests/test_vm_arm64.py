@@ -86,6 +86,29 @@ def _check_coverage(found: list[dict[str, Any]], planned: set[str]) -> None:
         assert ran["return FAULT_STAT_READ;"] == "executed"
 
 
+def test_speeds_and_failing_disks_on_arm64(make_lab: MakeLab) -> None:
+    lab = make_lab(
+        'arch = ["arm64"]\n[run]\nrepeats = 1\nmax_repeats = 1\n'
+        '[faultstress]\nfilesystems = ["ext4"]\nduration_s = 2\n'
+    )
+    speeds = {"fio/ext4/mmap-randrw": "write_per_s", "stress-ng/ext4/fault": "operations_per_s"}
+    broken = "faultinject/dm-error/ext4"
+    only = ",".join((*speeds, broken))
+    lab("run", "--patch", ROOT / "patches/demo", "--only", only, expect=0, timeout_s=3400)
+    record, _ = record_of(lab)
+    assert {trial["cell"]["side"] for trial in record["trials"]} == {"base", "patched"}
+    for trial in record["trials"]:
+        told = {result["name"]: result for result in trial["results"]}
+        assert {name: result["state"] for name, result in told.items()} == dict.fromkeys(
+            (*speeds, broken), "passed"
+        )
+        assert all(told[name]["metrics"][metric] > 0 for name, metric in speeds.items())
+        assert told[broken]["metrics"]["failed_calls"] > 0
+    # Only what a disk that fails makes a sound kernel say, and on one side at least it did.
+    kinds = {s["kind"] for t in record["trials"] for r in t["results"] for s in r["splats"]}
+    assert "io-error" in kinds and kinds <= {"io-error", "fs-error", "fs-corruption"}
+
+
 def test_a_panic_on_arm64_is_told_by_pvpanic_and_read(make_lab: MakeLab) -> None:
     lab = make_lab('arch = ["arm64"]\nsuites = ["boot"]\n[run]\nrepeats = 1\n')
     lab("run", "--patch", SERIES / "panics-at-boot", expect=1, timeout_s=3400)

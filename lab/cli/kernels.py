@@ -62,7 +62,8 @@ def build(
     return ExitCode.REGRESSED if failed else ExitCode.CLEAN
 
 
-@cli.command()
+# Options after COMMAND's first word are its own: lab boot uname -a.
+@cli.command(context_settings={"allow_interspersed_args": False})
 @patch_option
 @kernel_option
 @click.option("--arch", metavar="ARCH", help="Default: what this host is.")
@@ -156,7 +157,7 @@ def image_list(context: Context, as_json: bool) -> int:
 @click.option(
     "--bind", multiple=True, type=click.Path(exists=True, path_type=Path), help="Show DIR inside."
 )
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def image_shell(
     context: Context, arch: str | None, bind: tuple[Path, ...], command: tuple[str, ...]

@@ -89,9 +89,12 @@ def anchors(record: RunRecord) -> dict[CaseVerdict, str]:
 
 def groups(record: RunRecord, files: Files) -> list[Group]:
     runs: dict[tuple[str, Side, str], list[Run]] = {}
+    judged = dict.fromkeys(verdict.name for verdict in record.verdict.cases)
+    parts = tuple(name for name in judged if case_of(name) != name)
     for trial in record.trials:
         said = {result.name: result for result in trial.results}
-        for name in trial.cell.cases:
+        # A part is planned by its case alone, and missing wherever that did not tell of it.
+        for name in (*trial.cell.cases, *(p for p in parts if case_of(p) in trial.cell.cases)):
             key = (trial.cell.arch, trial.cell.side, name)
             runs.setdefault(key, []).append(Run(trial=trial, result=said.get(name)))
     names = anchors(record)
@@ -163,7 +166,7 @@ class Cell:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     suite: str
-    part: str  # the file system, or what a suite names second; "" where it names none
+    part: str  # what a suite names second, mostly the file system; "" where it names nothing
     cells: tuple[Cell | None, ...]  # by architecture; None: nothing of it was planned there
 
 

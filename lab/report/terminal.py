@@ -138,7 +138,7 @@ def _matrix(record: RunRecord, console: Console) -> None:
                 str(row.side),
                 (row.build, built),
                 (row.boot, boots),
-                (str(row.splats) if row.boots_tried else "-", "red" if row.splats else ""),
+                (row.reports, "red" if row.splats else ""),
                 (row.cases, passed),
             ]
         )

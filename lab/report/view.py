@@ -126,7 +126,8 @@ class Row:
     passed: int  # cases that passed every time they could be decided
     failed: int  # cases that failed at least once
     other: int  # cases of which neither is known
-    splats: int  # different ones
+    splats: int  # different ones that count
+    known: int  # and different ones that are let pass
     accelerators: tuple[str, ...]
 
     @property
@@ -156,6 +157,12 @@ class Row:
         numbers = ((self.passed, "pass"), (self.failed, "fail"), (self.other, "unknown"))
         return ", ".join(f"{number} {word}" for number, word in numbers if number) or "none"
 
+    @property
+    def reports(self) -> str:
+        if not self.boots_tried:
+            return "-"
+        return f"{self.splats}, {self.known} allowed" if self.known else str(self.splats)
+
 
 def matrix(record: RunRecord) -> tuple[Row, ...]:
     return tuple(_row(record, arch, side) for arch in record.manifest.archs for side in Side)
@@ -170,6 +177,9 @@ def _row(record: RunRecord, arch: str, side: Side) -> Row:
         for case in record.verdict.cases
         if case.arch == arch
     ]
+    splats = {s.fingerprint or s.title: s for t in trials for s in splats_of(t) if s.allowed}
+    splats |= {s.fingerprint or s.title: s for t in trials for s in splats_of(t) if not s.allowed}
+    known = sum(1 for splat in splats.values() if splat.allowed)
     return Row(
         arch=arch,
         profile=record.manifest.profile,
@@ -184,7 +194,8 @@ def _row(record: RunRecord, arch: str, side: Side) -> Row:
         passed=sum(1 for tally in tallies if tally.passed and not tally.failed),
         failed=sum(1 for tally in tallies if tally.failed),
         other=sum(1 for tally in tallies if not tally.decided),
-        splats=len({s.fingerprint or s.title for t in trials for s in splats_of(t)}),
+        splats=len(splats) - known,
+        known=known,
         accelerators=tuple(sorted({t.accelerator.name for t in trials})),
     )
 
