@@ -60,7 +60,6 @@ from lab.model import (
     Side,
     Timing,
     Trial,
-    UserError,
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
@@ -596,32 +595,4 @@ def _record(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         prefixes=tuple(gathered.prefixes),
         comparators=tuple(gathered.comparators),
-    )
-
-
-def find_run(runs: Path, name: str | None) -> Path:
-    """The folder of a finished run: its name, the beginning of one, a folder; the newest if it is
-    None or `latest`.
-
-    Raises `UserError` if there is none, or if the beginning fits several.
-    """
-    finished = sorted((path.parent for path in runs.glob("*/record.json")), reverse=True)
-    if name is None or name == "latest":
-        if not finished:
-            raise UserError(f"no finished run in {runs}", hint="lab run --patch SERIES makes one")
-        return finished[0]
-    if (Path(name) / "record.json").is_file():
-        return Path(name)
-    fitting = [folder for folder in finished if folder.name.startswith(name)]
-    exact = [folder for folder in fitting if folder.name == name]
-    if len(exact or fitting) == 1:
-        return (exact or fitting)[0]
-    if fitting:
-        raise UserError(
-            f"{name} fits {len(fitting)} runs", hint=", ".join(f.name for f in fitting[:5])
-        )
-    if (runs / name).is_dir():
-        raise UserError(f"{name} was cut off", hint="the lab run that made it takes it up again")
-    raise UserError(
-        f"no run {name} in {runs}", hint=f"newest: {finished[0].name}" if finished else ""
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from lab import campaign, model
+from lab.archive import listing
 from lab.lockgraph import stored
 from lab.lockgraph.diff import Change, Counts, LockDiff, Observation, diff
 from lab.lockgraph.focus import find
@@ -101,8 +101,8 @@ def _is_boots(name: str) -> bool:
 
 
 def _run(name: str | None, runs: Path, arch: str | None) -> tuple[RunRecord, Path, str]:
-    folder = campaign.find_run(runs, name)
-    record = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    folder = listing.find(runs, name, finished=True)
+    record = listing.read_record(folder)
     known = record.manifest.archs
     if arch is not None and arch not in known:
         raise UserError(f"{folder.name} has no {arch}", hint=f"it has {', '.join(known)}")

@@ -24,8 +24,10 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,8 +184,9 @@ class Cache:
     def reclaim(self, *, older_than_s: float, everything: bool, dry_run: bool) -> dict[str, int]:
         """Free space: entries not used for `older_than_s`; with `everything`, downloads too.
 
-        Returns bytes freed by path. Touches only the sub-folders that the lab makes, never the
-        root itself, so that a wrong path in lab.toml costs nothing.
+        Returns bytes freed by path; builds share objects, and what a kept one still has is not
+        freed. Touches only the sub-folders that the lab makes, never the root itself, so that a
+        wrong path in lab.toml costs nothing.
         """
         kinds: tuple[str, ...] = (
             "builds",
@@ -196,6 +199,7 @@ class Cache:
         if everything:
             kinds = (*kinds, "images", "sources", "ccache", "locks")
         freed: dict[str, int] = {}
+        links: Counter[tuple[int, int]] = Counter()
         now = time.time()
         for kind in kinds:
             folder = self.root / kind
@@ -207,9 +211,10 @@ class Cache:
                     pass  # its kernel has gone, or goes now
                 elif now - entry.lstat().st_mtime < older_than_s and kind != "staging":
                     continue
-                freed[str(entry)] = tree_bytes(entry)
+                freed[str(entry)] = _last_links_bytes(entry, links)
                 if not dry_run:
                     remove_tree(entry)
+                    links.clear()  # the file system has counted them down
         return freed
 
 
@@ -221,15 +226,26 @@ def _orphaned(snapshot: Path, freed: dict[str, int]) -> bool:
 
 def tree_bytes(path: Path) -> int:
     """Disk space below `path`; files with several links count once."""
-    seen: set[tuple[int, int]] = set()
+    return sum({(i.st_dev, i.st_ino): i.st_blocks * 512 for i in _inodes(path)}.values())
+
+
+def _last_links_bytes(path: Path, links: Counter[tuple[int, int]]) -> int:
+    """Disk space below `path` of what has no link elsewhere but those counted in `links`, to which
+    its own are added."""
     total = 0
-    for folder, _, names in os.walk(path):
-        for name in (*names, "."):
-            info = os.lstat(f"{folder}/{name}")
-            if (info.st_dev, info.st_ino) not in seen:
-                seen.add((info.st_dev, info.st_ino))
-                total += info.st_blocks * 512
-    return total or path.lstat().st_blocks * 512
+    for info in _inodes(path):
+        links[info.st_dev, info.st_ino] += 1
+        if stat.S_ISDIR(info.st_mode) or links[info.st_dev, info.st_ino] == info.st_nlink:
+            total += info.st_blocks * 512
+    return total
+
+
+def _inodes(path: Path) -> Iterator[os.stat_result]:
+    """Of every link at and below `path`."""
+    yield path.lstat()
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            yield os.lstat(f"{folder}/{name}")
 
 
 def publish(staged: Path, final: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab import campaign, cli, model
+from lab import cli, model
 from lab.archive import compare, drill, listing, trend
 from lab.archive.compare import Change
 from lab.archive.drill import CaseView, RunView, SplatView, TrialView
@@ -33,6 +33,7 @@ from lab.model import (
 )
 from lab.report import archive
 from lab.store import locked
+from lab.store import locked as store_locked
 from tests import records
 from tests.test_ledger import store
 
@@ -226,13 +227,21 @@ def test_a_run_is_found_by_its_beginning_or_its_folder(runs: Path) -> None:
     assert listing.find(runs, "b").name == "b-flaky"
     assert listing.find(runs, str(runs / "c-other")).name == "c-other"
     assert listing.find(runs, "latest").name == "c-uaf", "the newest that has begun"
-    assert campaign.find_run(runs, "latest") == campaign.find_run(runs, None)
+    assert listing.find(runs, "latest", finished=True) == listing.find(runs, None, finished=True)
     with pytest.raises(UserError, match="c- fits 2 runs"):
         listing.find(runs, "c-")
     with pytest.raises(UserError, match="no run x"):
         listing.find(runs, "x")
-    with pytest.raises(UserError, match="c-other has not finished"):
+    with pytest.raises(UserError, match="c-other was cut off"):
         listing.read_record(runs / "c-other")
+    with pytest.raises(UserError, match="c-other was cut off"):
+        listing.find(runs, "c-o", finished=True)
+    assert listing.find(runs, "c-", finished=True).name == "c-uaf", "the one that has an answer"
+    with (
+        store_locked(runs / "c-other" / "lock"),
+        pytest.raises(UserError, match="still running"),
+    ):
+        listing.find(runs, "c-other", finished=True)
 
 
 def test_what_a_guest_wrote_does_not_steer_the_terminal(tmp_path: Path) -> None:

@@ -272,3 +272,25 @@ def test_temporaries_of_a_killed_writer_are_swept_once_nobody_can_be_writing(
     assert sorted(path.name for path in folder.iterdir()) == [".y.json.abcd1234", "z.json"]
     store.sweep_temporaries(folder)
     assert [path.name for path in folder.iterdir()] == ["z.json"]
+
+
+def test_what_is_freed_counts_shared_objects_once_and_only_if_nobody_keeps_them(
+    cache: Cache,
+) -> None:
+    size_bytes = 1 << 20
+    old, older, kept = (cache.sub("builds") / name for name in ("a-old", "b-old", "c-kept"))
+    for folder in (old, older, kept):
+        folder.mkdir()
+    (old / "shared.o").write_bytes(b"x" * size_bytes)
+    (older / "shared.o").hardlink_to(old / "shared.o")
+    (old / "kept.o").write_bytes(b"x" * size_bytes)
+    (kept / "kept.o").hardlink_to(old / "kept.o")
+    long_ago = time.time() - 1000
+    for folder in (old, older):
+        os.utime(folder, (long_ago, long_ago))
+    would = cache.reclaim(older_than_s=500, everything=False, dry_run=True)
+    assert set(would) == {str(old), str(older)}
+    assert size_bytes <= sum(would.values()) < 2 * size_bytes
+    assert cache.reclaim(older_than_s=500, everything=False, dry_run=False) == would
+    assert not old.exists()
+    assert (kept / "kept.o").stat().st_size == size_bytes

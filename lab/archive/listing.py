@@ -81,32 +81,46 @@ def _unfinished(path: Path, state: RunState, note: str) -> Entry:
     )
 
 
-def find(runs: Path, name: str) -> Path:
-    """The folder of a run, finished or not: its name, the beginning of one, a folder, or `latest`.
+def find(runs: Path, name: str | None, *, finished: bool = False) -> Path:
+    """The folder of a run: its name, the beginning of one, a folder; the newest if it is None or
+    `latest`.
 
-    Raises `UserError` if there is none, or if the beginning fits several.
+    With `finished`, one that has a record. Raises `UserError` if there is none, or if the beginning
+    fits several.
     """
-    if (Path(name) / "manifest.json").is_file():
-        return Path(name)
+    if name and any((Path(name) / file).is_file() for file in ("manifest.json", "record.json")):
+        return _whole(Path(name)) if finished else Path(name)
     folders = sorted((path.parent for path in runs.glob("*/manifest.json")), reverse=True)
-    if name == "latest" and folders:
-        return folders[0]
-    fitting = [folder for folder in folders if folder.name.startswith(name)]
-    exact = [folder for folder in fitting if folder.name == name]
-    if len(exact or fitting) == 1:
-        return (exact or fitting)[0]
-    if fitting:
-        names = ", ".join(folder.name for folder in fitting[:5])
-        raise UserError(f"{name} fits {len(fitting)} runs", hint=names)
-    raise UserError(f"no run {name} in {runs}", hint="lab runs lists them")
+    done = [folder for folder in folders if (folder / "record.json").is_file()]
+    wanted = done if finished else folders
+    if name is None or name == "latest":
+        if wanted:
+            return wanted[0]
+        kind = "finished run" if finished else "run"
+        raise UserError(f"no {kind} in {runs}", hint="lab run --patch SERIES makes one")
+    fitting = [folder for folder in wanted if folder.name.startswith(name)]
+    exact = [folder for folder in folders if folder.name == name]
+    chosen = exact or fitting or [folder for folder in folders if folder.name.startswith(name)]
+    if len(chosen) == 1:
+        return _whole(chosen[0]) if finished else chosen[0]
+    if chosen:
+        names = ", ".join(folder.name for folder in chosen[:5])
+        raise UserError(f"{name} fits {len(chosen)} runs", hint=names)
+    newest = f"; the newest is {wanted[0].name}" if wanted else ""
+    raise UserError(f"no run {name} in {runs}", hint=f"lab runs lists them{newest}")
 
 
 def read_record(folder: Path) -> RunRecord:
     """The record of a finished run. Raises `UserError` if it has none."""
-    try:
-        return model.decode((folder / "record.json").read_bytes(), RunRecord)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder.name} has not finished",
-            hint="the lab run that made it takes it up again; lab show lists its whole trials",
-        ) from None
+    return model.decode((_whole(folder) / "record.json").read_bytes(), RunRecord)
+
+
+def _whole(folder: Path) -> Path:
+    if (folder / "record.json").is_file():
+        return folder
+    if is_locked(folder / "lock"):
+        raise UserError(f"{folder.name} is still running", hint="wait for it, or end it")
+    raise UserError(
+        f"{folder.name} was cut off",
+        hint="the lab run that made it takes it up again; lab show lists its whole trials",
+    )

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import click
 
-from lab import campaign, model
+from lab import model
+from lab.archive import listing
 from lab.cli.context import Context, cli, json_option
 from lab.coverage.record import of_run
 from lab.model import ExitCode, UserError
@@ -27,7 +28,7 @@ def coverage_command(
     RUN is the name of a run, the beginning of one, or its folder. Default: the newest.
     Exits with 4 if it is not known.
     """
-    folder = campaign.find_run(context.config.paths.runs_dir, run_name)
+    folder = listing.find(context.config.paths.runs_dir, run_name, finished=True)
     found = of_run(folder)
     if not found:
         raise UserError(

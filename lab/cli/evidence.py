@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from lab import (
-    campaign,
     debug,
     host,
     lockdesk,
     model,
     symbols,
 )
+from lab.archive import listing
 from lab.cli.context import (
     Context,
     cli,
@@ -92,7 +92,7 @@ def debug_command(
     stacks of all CPUs and blocked tasks. Default: the newest run, and its only dump.
     """
     run_name, _, trial_name = which.partition("/")
-    folder = campaign.find_run(context.config.paths.runs_dir, run_name or None)
+    folder = listing.find(context.config.paths.runs_dir, run_name or None, finished=True)
     core = debug.find(folder, trial_name, context.cache)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     options = debug.options_for(expression, script, interactive=interactive)

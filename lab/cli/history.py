@@ -62,7 +62,7 @@ def compare_command(context: Context, first: str, second: str | None, as_json: b
     nothing to compare or an answer is missing.
     """
     runs = context.config.paths.runs_dir
-    folders = [campaign.find_run(runs, name) for name in (first, second)]
+    folders = [listing.find(runs, name, finished=True) for name in (first, second)]
     found = compare.compare(*(listing.read_record(folder) for folder in folders))
     context.answer(found, archive.comparison, as_json=as_json)
     return found.exit_code

@@ -15,6 +15,7 @@ from lab import (
     config,
     model,
 )
+from lab.archive import listing
 from lab.cli.context import (
     Context,
     accel_option,
@@ -211,8 +212,8 @@ def report_command(
 
     RUN is the name of a run, the beginning of one, or its folder. Exits as the run did.
     """
-    folder = campaign.find_run(context.config.paths.runs_dir, run_name)
-    record = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    folder = listing.find(context.config.paths.runs_dir, run_name, finished=True)
+    record = listing.read_record(folder)
     if kcidb_file is not None:
         told = kcidb.report(record, kcidb.Submitter(origin=kcidb_origin, url=kcidb_url))
         if kcidb_file == "-":

@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 
 import lab
-from lab import bisect, campaign, intake, model, subject, tree
+from lab import bisect, intake, model, subject, tree
 from lab.arch import arch as arch_row
+from lab.archive import listing
 from lab.bisect import Bench, Header, Result, Rules, State, Step, StepKind, wording
 from lab.config import Config
 from lab.culprit import track as tracks
@@ -139,8 +140,8 @@ def _check(request: Request) -> None:
 
 def _from_run(request: Request, cache: Cache, emit: Emit) -> tuple[Config, Series, Symptom, str]:
     """Configuration, series and symptom of a finished run."""
-    folder = campaign.find_run(request.config.paths.runs_dir, request.from_run)
-    record = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    folder = listing.find(request.config.paths.runs_dir, request.from_run, finished=True)
+    record = listing.read_record(folder)
     manifest = record.manifest
     if request.cases or request.splat:
         arch, symptom, note = manifest.archs[0], Symptom(cases=()), ""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import lab
 from lab import ledger, matrix, model
+from lab.archive import listing
 from lab.ledger import Ledger
 from lab.matrix import Job
 from lab.model import Emit, Event, EventKind, LabFault, RunRecord, UserError, case_of
@@ -268,7 +269,7 @@ def _point(folder: Path) -> None:
 
 def _cases_of(folder: Path, suspects: Sequence[Seen]) -> tuple[str, ...]:
     """The cases to run again: of a splat those that it was charged to, of the boot any."""
-    run_ = model.decode((folder / "record.json").read_bytes(), RunRecord)
+    run_ = listing.read_record(folder)
     planned = set(run_.manifest.cases)
     found: dict[str, None] = {}
     for one in suspects:
