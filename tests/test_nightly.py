@@ -449,6 +449,18 @@ def test_lab_ci_writes_files(lab_toml: Path, tmp_path: Path) -> None:
     assert "is not a time" in lab("--config", lab_toml, "ci", "gitlab", "--at", "later", expect=2)
 
 
+def test_lab_ci_warns_of_what_only_this_machine_has(lab_toml: Path) -> None:
+    assert "warning" not in lab("--config", lab_toml, "ci", "github")
+    lab_toml.write_text(
+        '[matrix]\nseries = ["/home/me/series"]\nkernels = ["~/linux@v6.1"]\nsuites = ["boot"]\n'
+    )
+    for service in ("github", "gitlab"):
+        said = lab("--config", lab_toml, "ci", service)
+        for path in ("/home/me/series", "~/linux@v6.1"):
+            assert said.count(f"warning: {path}: has to be there") == 1
+    assert "warning" not in lab("--config", lab_toml, "ci", "systemd"), "that runs here"
+
+
 def test_lab_nights_lists_shows_and_accepts(nights: Nights, lab_toml: Path) -> None:
     words = ("--config", lab_toml, "--runs", nights.runs, "nights")
     assert "no night yet" in lab(*words)

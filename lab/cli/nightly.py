@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -176,8 +177,10 @@ def ci(
     )
     match service:
         case "github":
+            _warn_of_paths(jobs)
             files = {"lab-nightly.yml": workflow.github(jobs, night)}
         case "gitlab":
+            _warn_of_paths(jobs)
             files = {".gitlab-ci.yml": workflow.gitlab(jobs, night)}
         case _:
             files = workflow.systemd(
@@ -190,3 +193,15 @@ def ci(
             write_atomically(output / name, text.encode())
             click.echo(output / name)
     return ExitCode.CLEAN
+
+
+def _warn_of_paths(jobs: Sequence[Job]) -> None:
+    """A service runs the jobs in a checkout on another machine."""
+    words = dict.fromkeys(word for job in jobs for word in (job.series, job.kernel))
+    for word in words:
+        if word.startswith(("/", "~")):
+            click.echo(
+                f"lab: warning: {word}: has to be there on the machines that run the jobs; write "
+                "it relative to the checkout if it is part of it",
+                err=True,
+            )
