@@ -21,9 +21,9 @@ import lab
 from lab import model
 from lab.config import Host
 from lab.doctor import Check, Health
+from lab.fleet.artefact import HINT
 from lab.model import Emit, Event, EventKind, LabFault, UserError
 
-HINT: Final = "pip install 'kernel-patch-lab[fleet]'"
 ROOT: Final = Path(__file__).parent.parent
 _PARTS = ("lab", "images", "kconfigs", "patches", "pyproject.toml", "README.md")
 _CONNECT_S = 15

@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
+import sys
 import threading
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lab
 from lab.model import LabFault, UserError
 from lab.store import Cache, disk_full_explained, sha256_file
 
-HINT = "pip install 'kernel-patch-lab[fleet]'"
+_CHECKOUT = Path(lab.__file__).parent.parent
+HINT = shlex.join((sys.executable, "-m", "pip", "install", "--editable", f"{_CHECKOUT}[fleet]"))
 _FILE = "file://"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
