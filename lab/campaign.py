@@ -63,7 +63,7 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
-from lab.series import TOML_NAME, mail_bytes, toml_text
+from lab.series import TOML_NAME, mail_bytes, slug, toml_text
 from lab.snapshot import Shelf
 from lab.splat import allow
 from lab.store import (
@@ -210,7 +210,7 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         digest.update(repr(part).encode() + b"\0")
     now = datetime.now(UTC)
     return Manifest(
-        run=f"{now:%Y%m%d-%H%M%S}-{_slug(subject.series.title)}",
+        run=f"{now:%Y%m%d-%H%M%S}-{slug(subject.series.title).lower()[:40].rstrip('-.')}",
         created=now.isoformat(timespec="seconds"),
         lab_version=lab.__version__,
         command=request.command,
@@ -240,11 +240,6 @@ def _manifest(request: Request, planned: Plan) -> Manifest:
         coverage=request.coverage,
         replays=request.replays,
     )
-
-
-def _slug(title: str) -> str:
-    kept = "".join(char if char.isalnum() else "-" for char in title.lower())
-    return "-".join(filter(None, kept.split("-")))[:40] or "series"
 
 
 def _tool_versions(archs: Sequence[str]) -> dict[str, str]:
@@ -285,7 +280,7 @@ def _keep_series(series: Series, folder: Path) -> None:
     """The series as it was taken, so that the run can be repeated without its origin."""
     names: list[str] = []
     for number, patch in enumerate(series.patches, 1):
-        names.append(f"{number:04}-{_slug(patch.subject)}.patch")
+        names.append(f"{number:04}-{slug(patch.subject)}.patch")
         write_atomically(folder / "series" / names[-1], mail_bytes(patch))
     # The order is final: a part of a series was tested as such.
     quilt = "".join(f"{name}\n" for name in names)
