@@ -43,11 +43,13 @@ def cases(name: str, config: Config) -> tuple[Row, ...]:
         return _supplied(suite, config)
     options = subject.suite_options(config)
     usual = {case.name for case in suite.plan(options)}
-    every = replace(
-        options,
-        filesystems=tuple(scratch.FILESYSTEMS),
-        scenarios=faultstress.SCENARIOS if suite.name == "faultstress" else options.scenarios,
-    )
+    every = replace(options, filesystems=tuple(scratch.FILESYSTEMS))
+    if suite.name == "faultstress":
+        every = replace(
+            every,
+            filesystems=(*every.filesystems, *scratch.DAX),
+            scenarios=faultstress.SCENARIOS,
+        )
     asked = _asked()
     return tuple(_row(case, suite, asked, planned=case.name in usual) for case in suite.plan(every))
 
@@ -55,7 +57,7 @@ def cases(name: str, config: Config) -> tuple[Row, ...]:
 def _row(
     case: PlannedCase, suite: Suite, asked: Sequence[tuple[str, str]], *, planned: bool
 ) -> Row:
-    own = (scratch.FILESYSTEMS[case.filesystem].symbol,) if case.filesystem else ()
+    own = scratch.symbols_of(case.filesystem) if case.filesystem else ()
     needs = tuple(dict.fromkeys((*suite.needs().symbols, *own, *case.symbols, *case.required)))
     return Row(
         name=case.name,

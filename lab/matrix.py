@@ -157,11 +157,16 @@ def _filesystem_options(suite: str, filesystem: str) -> dict[str, str]:
     return options
 
 
+def _filesystems(suite: str) -> tuple[str, ...]:
+    """Those that a suite knows which makes them itself."""
+    return (*scratch.FILESYSTEMS, *(scratch.DAX if suite == "faultstress" else ()))
+
+
 @cache
 def _has_cases(suite: str, filesystem: str) -> bool:
     """Whether that suite, which brings no list of its own, has cases on that file system."""
     known = registry.SUITES[suite]
-    if isinstance(known, Supplied) or filesystem not in scratch.FILESYSTEMS:
+    if isinstance(known, Supplied) or filesystem not in _filesystems(suite):
         return False
     cases = known.plan(SuiteOptions(filesystems=(filesystem,)))
     return any(filesystem in case.name.split("/") for case in cases)
@@ -203,7 +208,7 @@ def _check_value(key: str, value: str, where: str) -> None:
         case "profile":
             _one_of(value, kconfig.profiles(), where)
         case "filesystem":
-            _one_of(value, (*scratch.FILESYSTEMS, *xfsconfig.configs()), where)
+            _one_of(value, (*_filesystems("faultstress"), *xfsconfig.configs()), where)
         case "suite":
             try:
                 selection.parse(value.split(","))

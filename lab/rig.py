@@ -20,6 +20,8 @@ from lab.snapshot import OnLine, Shelf
 ROOT_SERIAL: Final = "root"
 SCRATCH_SERIAL: Final = "scratch"
 SCRATCH_BYTES: Final = 2 << 30
+PMEM_SERIAL: Final = "pmem"
+PMEM_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Rig:
     dump: bool = False  # keep the memory of a machine that panics or hangs
     gdb: Path | None = None  # socket at which QEMU waits for gdb
     iops: Mapping[str, int] = field(default_factory=dict)  # of empty disks that are to be slow
+    pmem: bool = False  # an empty /dev/pmem0 as well, of PMEM_BYTES
 
     def spec(self, folder: Path) -> MachineSpec:
         """The machine whose disks are in `folder`: an overlay of the root image, empty disks, and
@@ -65,8 +68,9 @@ class Rig:
                         serial=serial,
                         origin=f"{size_bytes} zeros",
                         iops=self.iops.get(serial, 0),
+                        pmem_bytes=PMEM_BYTES if serial == PMEM_SERIAL else 0,
                     )
-                    for serial, size_bytes in self.blank.items()
+                    for serial, size_bytes in self._empty().items()
                 ),
                 *(replace(disk, origin=f"at {disk.path.resolve()}") for disk in self.payloads),
             ),
@@ -79,6 +83,10 @@ class Rig:
             dump=self.dump,
             gdb=self.gdb,
         )
+
+    def _empty(self) -> dict[str, int]:
+        """Serial -> size of what is empty when a machine starts."""
+        return {**self.blank, **({PMEM_SERIAL: PMEM_BYTES} if self.pmem else {})}
 
     def restorable(self, shelf: Shelf | None) -> bool:
         """Whether the shelf has a snapshot of this."""
@@ -99,7 +107,7 @@ class Rig:
         spec = self.spec(folder)
         try:
             image.overlay(self.image, folder)
-            for serial, size_bytes in self.blank.items():
+            for serial, size_bytes in self._empty().items():
                 image.scratch_disk(folder, serial, size_bytes)
             if shelf is None:
                 async with machine.boot(spec, folder, on_line=on_line) as box:

@@ -88,6 +88,7 @@ class Kit:
             memory_bytes=memory_bytes,
             cpus=cpus,
             blank={SCRATCH_SERIAL: self.scratch_bytes} | blank,
+            pmem=any(case.pmem for case in self.cases.values()),
             payloads=self.disks,
             append=locks.CMDLINE,
             dump=self.dump,

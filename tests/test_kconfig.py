@@ -269,7 +269,8 @@ def test_a_kconfig_that_sources_itself_ends() -> None:
 def test_shipped_profiles_merge(profile: str, arch: str) -> None:
     merged = merge(fragments(profile, arch))
     assert {"SMP", "EXT4_FS", "XFS_FS", "BTRFS_FS"} <= merged.asked.keys()
-    assert ("PROVE_LOCKING" in merged.asked) == (profile in ("lockdep", "kasan", "faultinject"))
+    assert ("PROVE_LOCKING" in merged.asked) == (profile not in ("plain", "kcsan"))
+    assert ("FS_DAX" in merged.asked) == (profile == "dax")
 
 
 def test_every_fragment_has_a_profile_and_a_line_in_the_readme() -> None:

@@ -77,6 +77,19 @@ def test_a_disk_is_slowed_down() -> None:
     assert "throttling" not in drives[1]
 
 
+def test_persistent_memory_lies_beyond_the_ram() -> None:
+    pmem = Disk(
+        path=Path("/d/a,b.raw"), format="raw", readonly=False, serial="pmem", pmem_bytes=256 << 20
+    )
+    spec = dataclasses.replace(a_spec(), memory_bytes=1 << 30, disks=(pmem, *a_spec().disks))
+    argv = machine.qemu_argv(spec, control_fd=10, console_fd=11, qmp_fd=12)
+    assert argv[argv.index("-m") + 1] == "1024M,maxmem=2304M"
+    backend = "memory-backend-file,id=pmem0,mem-path=/d/a,,b.raw,size=268435456,share=on"
+    assert argv[argv.index("-object") + 1] == backend
+    assert "virtio-pmem-pci,memdev=pmem0" in argv
+    assert not any("serial=pmem" in word for word in argv), "it is no disk"
+
+
 def test_gdb_is_waited_for_at_a_socket() -> None:
     spec = dataclasses.replace(a_spec(), gdb=Path("/private/gdb,sock"))
     argv = machine.qemu_argv(spec, control_fd=10, console_fd=11, qmp_fd=12)

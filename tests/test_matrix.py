@@ -97,7 +97,7 @@ def test_exclude_takes_out_and_include_puts_in() -> None:
         ("", "lab.toml: matrix.series: none is listed", "patches/srcu-vma"),
         ("sereis = []", "lab.toml: unknown key matrix.sereis", "did you mean matrix.series?"),
         (f'{SERIES}arch = ["arm46"]', "lab.toml: matrix.arch: 'arm46'", "did you mean arm64?"),
-        (f'{SERIES}profiles = ["vax"]', "matrix.profiles: 'vax' is unknown", "kcsan"),
+        (f'{SERIES}profiles = ["fast"]', "matrix.profiles: 'fast' is unknown", "kcsan"),
         (f'{SERIES}filesystems = ["etx4"]', "matrix.filesystems: 'etx4'", "ext4"),
         (f'{SERIES}suites = ["boot,bot"]', "matrix.suites: unknown suite 'bot'", "known: boot"),
         (f'{SERIES}kernels = [""]', "matrix.kernels: it is empty", "default"),

@@ -29,8 +29,10 @@ from lab.model import (
 )
 from lab.plan import Matrix
 from lab.pool import Pool, Split
+from lab.rig import PMEM_BYTES
 from lab.snapshot import Shelf
 from lab.store import write_atomically
+from lab.suites.protocol import PlannedCase
 from lab.trial import Kit
 from lab.verdict import JudgeInput, judge, left_out, needs_more
 from tests import records
@@ -67,6 +69,14 @@ def kits() -> Mapping[Side, Kit]:
         )
         for side, kernel in KERNELS.items()
     }
+
+
+def test_only_machines_of_cases_that_need_it_have_persistent_memory() -> None:
+    plain = kits()[Side.BASE]
+    dax = replace(plain, cases={"a": PlannedCase(name="a", timeout_s=1.0, pmem=True)})
+    for kit, wanted in ((plain, 0), (dax, PMEM_BYTES)):
+        spec = kit.rig(memory_bytes=1 << 30, cpus=2).spec(Path("folder"))
+        assert sum(disk.pmem_bytes for disk in spec.disks) == wanted
 
 
 class Machines:

@@ -38,6 +38,17 @@ def exited(
 # --- plans -------------------------------------------------------------------------------------
 
 
+def test_dax_needs_persistent_memory_and_says_so() -> None:
+    options = SuiteOptions(filesystems=("ext4", "xfs-dax"), scenarios=("munmap",))
+    plain, dax = Faultstress().plan(options)
+    assert not plain.pmem
+    assert dax.pmem
+    assert "FS_DAX" in dax.required
+    assert {"XFS_FS", "VIRTIO_PMEM"} <= set(Faultstress().needs(options).symbols)
+    with pytest.raises(UserError, match="fio has no file system 'xfs-dax'"):
+        registry.find(["fio"])[0].plan(options)
+
+
 def test_the_registry_is_keyed_by_name() -> None:
     assert all(name == suite.name for name, suite in registry.SUITES.items())
     assert all(suite.one_line for suite in registry.SUITES.values())
@@ -378,6 +389,27 @@ def test_boot_passes_on_a_kernel_that_runs() -> None:
     result = asyncio.run(whole())
     assert isinstance(result, CaseResult)
     assert result.state is CaseState.PASSED, result.message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionDroppingGuest:
+    """Mounts without DAX what was to be mounted with it."""
+
+    seen: list[tuple[str, ...]]
+
+    async def run(self, argv: Sequence[str], *, timeout_s: float) -> Exited | TimedOut | Down:
+        self.seen.append(tuple(argv))
+        return exited(1 if argv[0] == "mountpoint" or argv[-1] == "/proc/mounts" else 0)
+
+
+def test_what_is_mounted_without_dax_is_no_test_of_dax() -> None:
+    guest = OptionDroppingGuest(seen=[])
+    case = Faultstress().plan(SuiteOptions(filesystems=("xfs-dax",), scenarios=("munmap",)))[0]
+    result = asyncio.run(Faultstress().run(guest, case, 1))
+    assert isinstance(result, CaseResult)
+    assert result.state is CaseState.FAILED
+    assert result.message == "setting up: it is mounted without DAX"
+    assert ("mkfs.xfs", "-q", "-f", "-m", "reflink=0", "/dev/pmem0") in guest.seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

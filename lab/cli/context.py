@@ -88,7 +88,7 @@ arch_option = click.option(
 profile_option = click.option(
     "--profile",
     metavar="NAME",
-    help="Set of Kconfig fragments: plain, lockdep, kasan, kcsan, faultinject.",
+    help="Set of Kconfig fragments: plain, lockdep, kasan, kcsan, faultinject, dax.",
 )
 patch_option = click.option(
     "--patch",

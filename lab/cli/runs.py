@@ -80,7 +80,12 @@ EXIT = {
 )
 @click.option("--seed", type=int, help="Of the stress programs; the same seed, the same run.")
 @click.option("--duration", metavar="TIME", help="Of each faultstress case: 5, 30s, 2m.")
-@click.option("--filesystem", multiple=True, metavar="FS[,FS]", help="For faultstress.")
+@click.option(
+    "--filesystem",
+    multiple=True,
+    metavar="FS[,FS]",
+    help="For faultstress: ext4, xfs, btrfs, tmpfs; with --profile dax ext4-dax and xfs-dax, too.",
+)
 @click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
 @click.option("--xfstests", metavar="DIR", help="A tree of xfstests that you have built.")
 @click.option(

@@ -14,6 +14,7 @@ from lab import arch as architectures
 from lab.model import Accelerator, LabFault
 
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_ALIGNED: Final = 1 << 30  # where a board puts memory that is not RAM
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")  # virtio-blk carries 20 bytes
 
 
@@ -29,6 +30,9 @@ class Disk:
     # nobody can say, and then no snapshot can be taken.
     origin: str = ""
     iops: int = 0  # requests a second that it serves at most; 0: as many as it can
+    # Persistent memory instead, for DAX: /dev/pmem0 and so on, without the name by the serial. The
+    # size of the raw file; 0: a disk.
+    pmem_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,10 @@ def _disk_argv(number: int, disk: Disk) -> list[str]:
     if not _SERIAL.fullmatch(disk.serial):
         raise LabFault(f"not a disk serial: {disk.serial!r}")
     name = str(disk.path).replace(",", ",,")
+    if disk.pmem_bytes:
+        backend = f"memory-backend-file,id=pmem{number},mem-path={name},size={disk.pmem_bytes}"
+        device = f"virtio-pmem-pci,memdev=pmem{number}"
+        return ["-object", f"{backend},share=on", "-device", device]
     drive = f"if=none,id=disk{number},file={name},format={disk.format}"
     # Nobody reads these disks after a crash of the host: no flush has to reach the platter.
     drive += ",cache=unsafe,discard=unmap"
@@ -80,6 +88,17 @@ def _disk_argv(number: int, disk: Disk) -> list[str]:
         drive += f",throttling.iops-total={disk.iops}"
     device = f"virtio-blk-pci,drive=disk{number},serial={disk.serial}"
     return ["-drive", drive, "-device", device]
+
+
+def _memory(spec: MachineSpec) -> str:
+    """The size of the RAM, and where there is persistent memory, up to where addresses go."""
+    pmem_bytes = sum(disk.pmem_bytes for disk in spec.disks)
+    size = f"{spec.memory_bytes >> 20}M"
+    return (
+        f"{size},maxmem={(spec.memory_bytes + pmem_bytes + _ALIGNED) >> 20}M"
+        if pmem_bytes
+        else size
+    )
 
 
 def qemu_argv(
@@ -101,7 +120,7 @@ def qemu_argv(
             f"{spec.accelerator.name}{threads}",
         ),
         *("-cpu", spec.accelerator.cpu, "-smp", str(spec.cpus)),
-        *("-m", f"{spec.memory_bytes >> 20}M"),
+        *("-m", _memory(spec)),
         *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
         *("-append", command_line(spec)),
         *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),

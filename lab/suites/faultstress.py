@@ -15,7 +15,7 @@ from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, LabFault, UserError
 from lab.suites import scratch
 from lab.suites.protocol import Commands, Needs, PlannedCase, SuiteOptions
-from lab.suites.scratch import FILESYSTEMS
+from lab.suites.scratch import DAX, FILESYSTEMS
 
 # What images/guest/faultstress.c calls its scenarios; a test holds the two together.
 SCENARIOS = (
@@ -50,6 +50,8 @@ UNSUPPORTED = {
     ("tmpfs", "frozen"): "tmpfs cannot be frozen",
     ("tmpfs", "odirect"): "tmpfs has no O_DIRECT",
     ("tmpfs", "memcg"): "pages of a tmpfs cannot be reclaimed without swap",
+    ("ext4-dax", "memcg"): "there is no page cache to reclaim",
+    ("xfs-dax", "memcg"): "there is no page cache to reclaim",
 }
 FREEZING = ("freeze", "frozen")
 
@@ -101,7 +103,8 @@ class Faultstress:
     def plan(self, options: SuiteOptions) -> tuple[PlannedCase, ...]:
         scenarios = options.scenarios or DEFAULT_SCENARIOS
         scratch.check_names(self.name, "scenario", scenarios, SCENARIOS)
-        scratch.check_names(self.name, "file system", options.filesystems, tuple(FILESYSTEMS))
+        known = (*FILESYSTEMS, *DAX)
+        scratch.check_names(self.name, "file system", options.filesystems, known)
         if options.threads < 2:
             raise UserError("faultstress needs at least 2 threads: one faults, one changes")
         return tuple(
@@ -110,6 +113,8 @@ class Faultstress:
                 timeout_s=run_limit_s(options.duration_s) + 4 * scratch.LIMIT_S,
                 filesystem=filesystem,
                 arguments=(scenario, str(options.duration_s), str(options.threads)),
+                required=scratch.DAX_SYMBOLS if filesystem in DAX else (),
+                pmem=filesystem in DAX,
             )
             for filesystem in options.filesystems
             for scenario in scenarios

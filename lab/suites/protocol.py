@@ -57,6 +57,7 @@ class PlannedCase:
     # Kconfig; a request for the case is refused if its kernel lacks one of them. `symbols` are for
     # cases that come with others: those are skipped.
     required: tuple[str, ...] = ()
+    pmem: bool = False  # it needs a /dev/pmem0
     expects: tuple[str, ...] = ()  # kinds of splats that it makes of a sound kernel
 
 

@@ -15,6 +15,7 @@ from lab.suites.protocol import Commands, Needs, PlannedCase, Told
 
 SERIAL = "scratch"
 DISK = f"/dev/disk/by-lab/{SERIAL}"
+PMEM = "/dev/pmem0"
 LIMIT_S = 60.0  # of one command
 _LOG_BYTES = 64 << 10
 
@@ -24,6 +25,8 @@ class Filesystem:
     """How one is made, mounted and checked."""
 
     symbol: str  # Kconfig
+    kind: str = ""  # as the kernel calls it, if that is not its name here
+    dax: bool = False  # on persistent memory, without a page cache
     mkfs: tuple[str, ...]  # before the device; empty: it needs none
     mount: tuple[str, ...]  # options of mount(8)
     package: str = ""  # that brings mkfs
@@ -57,15 +60,51 @@ FILESYSTEMS: dict[str, Filesystem] = {
     "tmpfs": Filesystem(symbol="TMPFS", mkfs=(), mount=("-t", "tmpfs", "-o", "size=64m")),
 }
 
+# Of the suites that ask for them: they need another kind of device.
+DAX: dict[str, Filesystem] = {
+    "ext4-dax": Filesystem(
+        symbol="EXT4_FS",
+        kind="ext4",
+        dax=True,
+        # Blocks as large as pages: what is mapped is the block itself.
+        mkfs=("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0"),
+        mount=("-t", "ext4", "-o", "dax=always"),
+        package="e2fsprogs",
+        check=("e2fsck", "-fn"),
+    ),
+    "xfs-dax": Filesystem(
+        symbol="XFS_FS",
+        kind="xfs",
+        dax=True,
+        # Extents that files share can be mapped by DAX only since lately, and with rmapbt.
+        mkfs=("mkfs.xfs", "-q", "-f", "-m", "reflink=0"),
+        mount=("-t", "xfs", "-o", "dax=always"),
+        package="xfsprogs",
+        check=("xfs_repair", "-n"),
+    ),
+}
+DAX_SYMBOLS = ("FS_DAX", "BLK_DEV_PMEM", "VIRTIO_PMEM")
+
+
+def row(name: str) -> Filesystem:
+    """The file system of that name."""
+    return FILESYSTEMS[name] if name in FILESYSTEMS else DAX[name]
+
+
+def symbols_of(name: str) -> tuple[str, ...]:
+    """Kconfig that a case on it needs."""
+    one = row(name)
+    return (one.symbol, *(DAX_SYMBOLS if one.dax else ()))
+
 
 def needs(names: Sequence[str] | None, symbols: Sequence[str], packages: Sequence[str]) -> Needs:
     """What a suite needs that runs on those file systems; None: on any of them."""
-    rows = [FILESYSTEMS[name] for name in names or ()]
+    rows = [row(name) for name in names or ()]
     return Needs(
-        symbols=(*symbols, *(row.symbol for row in rows)),
-        disks=(SERIAL,) if names is None or any(row.mkfs for row in rows) else (),
+        symbols=(*symbols, *(symbol for name in names or () for symbol in symbols_of(name))),
+        disks=(SERIAL,) if names is None or any(one.mkfs for one in rows) else (),
         root_image=True,
-        packages=(*packages, *(row.package for row in rows if row.package)),
+        packages=(*packages, *(one.package for one in rows if one.package)),
     )
 
 
@@ -77,35 +116,41 @@ def check_names(suite: str, what: str, asked: Sequence[str], known: Sequence[str
 
 
 def mount_words(name: str, disk: str, mount_point: str) -> tuple[str, ...]:
-    row = FILESYSTEMS[name]
-    return ("mount", *row.mount, disk if row.mkfs else name, mount_point)
+    one = row(name)
+    return ("mount", *one.mount, _device(one, disk) if one.mkfs else name, mount_point)
+
+
+def _device(one: Filesystem, disk: str) -> str:
+    return PMEM if one.dax else disk
 
 
 async def set_up(
     guest: Commands, case: PlannedCase, disk: str, mount_point: str
 ) -> CaseResult | Down | None:
     """Make and mount the case's file system. None: it is there; else the result of the case."""
-    row = FILESYSTEMS[case.filesystem]
+    one = row(case.filesystem)
     commands = (
         # These two tell whether it can run at all.
         ("mountpoint", "-q", mount_point),
-        ("grep", "-qw", case.filesystem, "/proc/filesystems"),
+        ("grep", "-qw", one.kind or case.filesystem, "/proc/filesystems"),
         ("mkdir", "-p", mount_point),
-        *(((*row.mkfs, disk),) if row.mkfs else ()),
+        *(((*one.mkfs, _device(one, disk)),) if one.mkfs else ()),
         mount_words(case.filesystem, disk, mount_point),
+        # A file system that cannot have it may go on without, and say so in the log only.
+        *((("grep", "-q", f" {mount_point} .*dax=always", "/proc/mounts"),) if one.dax else ()),
     )
     for argv in commands:
         answer = await guest.run(argv, timeout_s=LIMIT_S)
         if isinstance(answer, Down):
             return answer
-        failed = _failed(case, row, argv, answer)
+        failed = _failed(case, one, argv, answer)
         if failed is not None:
             return failed
     return None
 
 
 def _failed(
-    case: PlannedCase, row: Filesystem, argv: Sequence[str], answer: Exited | TimedOut
+    case: PlannedCase, one: Filesystem, argv: Sequence[str], answer: Exited | TimedOut
 ) -> CaseResult | None:
     """The case's result if this command of its setting up spoils it."""
     if argv[0] == "mountpoint" and isinstance(answer, Exited):
@@ -120,8 +165,10 @@ def _failed(
     if isinstance(answer, TimedOut):
         message = f"setting up: {wrong}"
         return CaseResult(name=case.name, state=CaseState.TIMEOUT, message=message)
-    if argv[0] == "grep" and answer.status == 1:
-        message = f"this kernel has no {case.filesystem} (CONFIG_{row.symbol})"
+    if argv[-1] == "/proc/mounts":
+        wrong = "it is mounted without DAX"
+    if argv[-1] == "/proc/filesystems" and answer.status == 1:
+        message = f"this kernel has no {one.kind or case.filesystem} (CONFIG_{one.symbol})"
         return CaseResult(name=case.name, state=CaseState.SKIPPED, message=message)
     return CaseResult(name=case.name, state=CaseState.FAILED, message=f"setting up: {wrong}")
 
