@@ -15,7 +15,7 @@ from lab.arch import Arch
 from lab.arch import arch as arch_row
 from lab.config import Config
 from lab.kconfig import Fragment
-from lab.machine import Disk, Timeouts
+from lab.machine import PMEM_DEVICE, Disk, Timeouts
 from lab.model import (
     Accelerator,
     BuildFailure,
@@ -172,6 +172,8 @@ def make_plan(
             (*base, Fragment(name="series.toml", text=extra)) if extra else base
         )
     check_asked(selected, config, archs[0])
+    for name in archs:
+        check_devices(selected.cases, name)
     return Plan(
         subject=subject,
         suites=selected.suites,
@@ -281,6 +283,18 @@ def check_asked(selected: Selection, config: Config, arch: str) -> None:
             if not registry.missing_symbols(Needs(symbols=(symbol,)), others)
         )
         _refuse(suite, known, selected.cases, text, config)
+
+
+def check_devices(cases: Sequence[PlannedCase], arch: str) -> None:
+    """Raises `UserError` for a device that cases need and the emulator of `arch` does not have."""
+    if not any(case.pmem for case in cases):
+        return
+    qemu = arch_row(arch).qemu
+    if PMEM_DEVICE not in host.run((host.tool(qemu), "-device", "help")).text:
+        raise UserError(
+            f"{host.version(qemu)} has no {PMEM_DEVICE}: no file system on persistent memory",
+            hint=f"leave {arch} out with --arch, or the -dax file systems",
+        )
 
 
 def _refuse(

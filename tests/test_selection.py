@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from lab import selection
+from lab import selection, subject
 from lab.config import Config
 from lab.guest import Down
 from lab.machine import Disk
@@ -203,3 +204,21 @@ def test_a_run_that_lacks_what_was_asked_for_is_not_clean() -> None:
     assert verdict.outcome == "inconclusive"
     assert "xfstests does not run: no tree" in verdict.reasons
     assert selection.Selection(suites=(), cases=()).absent == ()
+
+
+@pytest.mark.fake
+def test_an_emulator_without_persistent_memory_is_told_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = tmp_path / "qemu-system-aarch64"
+    qemu.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 1.0"\nexit 0\n')
+    qemu.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    cases = (PlannedCase(name="faultstress/ext4/munmap", timeout_s=1.0),)
+    subject.check_devices(cases, "arm64")
+    needy = (*cases, PlannedCase(name="faultstress/ext4-dax/munmap", timeout_s=1.0, pmem=True))
+    with pytest.raises(UserError, match=r"version 1\.0 has no virtio-pmem-pci") as caught:
+        subject.check_devices(needy, "arm64")
+    assert "leave arm64 out" in caught.value.hint
+    qemu.write_text("#!/bin/sh\necho 'name \"virtio-pmem-pci\", bus PCI'\n")
+    subject.check_devices(needy, "arm64")

@@ -14,6 +14,7 @@ from lab import arch as architectures
 from lab.model import Accelerator, LabFault
 
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+PMEM_DEVICE: Final = "virtio-pmem-pci"
 _ALIGNED: Final = 1 << 30  # where a board puts memory that is not RAM
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")  # virtio-blk carries 20 bytes
 
@@ -77,7 +78,7 @@ def _disk_argv(number: int, disk: Disk) -> list[str]:
     name = str(disk.path).replace(",", ",,")
     if disk.pmem_bytes:
         backend = f"memory-backend-file,id=pmem{number},mem-path={name},size={disk.pmem_bytes}"
-        device = f"virtio-pmem-pci,memdev=pmem{number}"
+        device = f"{PMEM_DEVICE},memdev=pmem{number}"
         return ["-object", f"{backend},share=on", "-device", device]
     drive = f"if=none,id=disk{number},file={name},format={disk.format}"
     # Nobody reads these disks after a crash of the host: no flush has to reach the platter.
