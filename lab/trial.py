@@ -241,57 +241,75 @@ async def _use(
         return
     if kit.counters:
         await _count(guest, folder, counters.BOOTING, progress)
-    suites = {suite.name: suite for suite in kit.suites}
-    covered = health.lockdep_alive
     config = kit.kernel.config.read_text()
     for number, name in enumerate(cell.cases):
-        suite = suites[name.partition("/")[0]]
-        emit(
-            Event(
-                kind=EventKind.PROGRESS,
-                step=step_name(cell),
-                text=name,
-                fraction=number / len(cell.cases),
-            )
-        )
+        fraction = number / len(cell.cases)
+        step = step_name(cell)
+        emit(Event(kind=EventKind.PROGRESS, step=step, text=name, fraction=fraction))
         progress.begun[name] = console.line + 1
         if why := _not_to_run(kit.cases[name], config):
             progress.ended[name] = console.line
             skipped = CaseResult(name=name, state=CaseState.SKIPPED, message=why)
             progress.results.append(skipped)
             continue
-        told = await _unless_enough(suite.run(guest, kit.cases[name], cell.seed), name, console)
-        if console.seen_enough.is_set() and not isinstance(told, Down):
-            progress.results.append(_keep(told, folder)[0])
+        if not await _run_case(name, cell.seed, kit, guest, console, progress, folder):
             return
-        if isinstance(told, Down):
-            progress.results.append(_down(name, told))
-            return
-        result, parts = _keep(told, folder)
-        after = await probe(guest, console, name)
-        progress.ended[name] = console.line
-        if isinstance(after, Down):
-            progress.results.append(_down(name, after))
-            return
-        progress.results.append(_with_health(result, health, after))
-        progress.taints[name] = (health.taint, after.taint)
-        progress.parts += [_with_cover(part, health) for part in parts]
-        progress.health = health = after
-        if kit.counters:
-            await _count(guest, folder, name, progress)
-        if result.state in (CaseState.TIMEOUT, CaseState.HUNG) and number + 1 < len(cell.cases):
-            # What it left behind cannot be known: processes, mounts, locks.
-            progress.notes.append(f"{name} did not end by itself; the rest runs afresh")
-            break
-        if covered and after.lockdep_alive is False and number + 1 < len(cell.cases):
-            # What follows would run without lockdep: better in a fresh machine.
-            progress.notes.append(f"lockdep switched itself off in {name}; the rest runs afresh")
+        if number + 1 < len(cell.cases) and (why := _spent(progress.results[-1], health, progress)):
+            progress.notes.append(f"{why}; the rest runs afresh")
             break
     progress.vmstat = await _vmstat(guest)
     if health.lockdep_alive is None:
         progress.locks = locks.none("this kernel has no lockdep")
     else:
         progress.locks = await locks.collect(guest, kit.kernel.vmlinux, folder)
+
+
+async def _run_case(
+    name: str,
+    seed: int,
+    kit: Kit,
+    guest: Guest,
+    console: Console,
+    progress: Progress,
+    folder: Path,
+) -> bool:
+    """Run one case and look at the kernel's health. False: there is nothing more to do in this
+    machine, which is down, or has shown enough."""
+    suites = {suite.name: suite for suite in kit.suites}
+    suite, case = suites[name.partition("/")[0]], kit.cases[name]
+    told = await _unless_enough(suite.run(guest, case, seed), name, console)
+    if isinstance(told, Down):
+        progress.results.append(_down(name, told))
+        return False
+    if console.seen_enough.is_set():
+        progress.results.append(_keep(told, folder)[0])
+        return False
+    result, parts = _keep(told, folder)
+    after = await probe(guest, console, name)
+    progress.ended[name] = console.line
+    if isinstance(after, Down):
+        progress.results.append(_down(name, after))
+        return False
+    before = progress.health
+    assert before is not None
+    progress.results.append(_with_health(result, before, after))
+    progress.taints[name] = (before.taint, after.taint)
+    progress.parts += [_with_cover(part, before) for part in parts]
+    progress.health = after
+    if kit.counters:
+        await _count(guest, folder, name, progress)
+    return True
+
+
+def _spent(last: CaseResult, at_first: Health, progress: Progress) -> str:
+    """Why no other case should run in this machine; "" if one can."""
+    if last.state in (CaseState.TIMEOUT, CaseState.HUNG):
+        # What it left behind cannot be known: processes, mounts, locks.
+        return f"{last.name} did not end by itself"
+    now = progress.health
+    if at_first.lockdep_alive and now is not None and now.lockdep_alive is False:
+        return f"lockdep switched itself off in {last.name}"
+    return ""
 
 
 async def _count(guest: Guest, folder: Path, case: str, progress: Progress) -> None:

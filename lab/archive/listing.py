@@ -13,6 +13,9 @@ from lab.model import LabFault, Manifest, RunRecord, UserError
 from lab.store import is_locked
 
 
+_OF_A_RUN = ("manifest.json", "record.json")  # one of them makes a folder a run
+
+
 class RunState(StrEnum):
     FINISHED = "finished"
     RUNNING = "running"
@@ -88,9 +91,10 @@ def find(runs: Path, name: str | None, *, finished: bool = False) -> Path:
     With `finished`, one that has a record. Raises `UserError` if there is none, or if the beginning
     fits several.
     """
-    if name and any((Path(name) / file).is_file() for file in ("manifest.json", "record.json")):
+    if name and any((Path(name) / file).is_file() for file in _OF_A_RUN):
         return _whole(Path(name)) if finished else Path(name)
-    folders = sorted((path.parent for path in runs.glob("*/manifest.json")), reverse=True)
+    found = {path.parent for file in _OF_A_RUN for path in runs.glob(f"*/{file}")}
+    folders = sorted(found, reverse=True)
     done = [folder for folder in folders if (folder / "record.json").is_file()]
     wanted = done if finished else folders
     if name is None or name == "latest":
