@@ -12,7 +12,6 @@ from lab.ledger import RunRow
 from lab.model import LabFault, Manifest, RunRecord, UserError
 from lab.store import is_locked
 
-
 _OF_A_RUN = ("manifest.json", "record.json")  # one of them makes a folder a run
 
 
