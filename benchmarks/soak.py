@@ -18,13 +18,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from lab import build, config, equipment, plan, subject, trial
+from lab import build, config, equipment, subject, trial
 from lab.model import CaseState, Cell, Event, EventKind, ExitCode, Kernel, Side, Trial
 from lab.store import Cache
 from lab.suites import faultstress, registry
@@ -61,21 +61,19 @@ def scenarios(filesystem: str) -> tuple[str, ...]:
 async def soak(filesystem: str, kit: trial.Kit, cell: Cell, folder: Path) -> list[Trial]:
     """Every case of the cell, in as many machines as it takes."""
     trials: list[Trial] = []
-    todo: Cell | None = cell
-    while todo is not None:
-        number = len(trials)
-        one = await trial.run(todo, kit, folder / f"{filesystem}-{cell.repeat}-{number}", emit)
+
+    def next_one(todo: Cell) -> Awaitable[Trial]:
+        return trial.run(todo, kit, folder / f"{filesystem}-{cell.repeat}-{len(trials)}", emit)
+
+    async for one in trial.relay(cell, next_one):
         trials.append(one)
-        ran = [result.name for result in one.results]
         for result in one.results:
             text = f"{result.state} {result.message}".strip()
             say(f"{result.name} #{cell.repeat}: {text} ({result.duration_s:.0f} s)")
             for splat in result.splats:
                 say(f"  SPLAT {splat.kind}: {splat.title}")
-        if not ran:
+        if not one.results:
             say(f"{filesystem} #{cell.repeat}: the machine ended: {one.end} {one.note}")
-            break
-        todo = plan.remaining(todo, ran)
     return trials
 
 

@@ -194,24 +194,20 @@ class Pool:
     async def _run_cell(self, cell: Cell) -> None:
         """One cell, in as many machines as it takes.
 
-        Each machine that goes down is charged to one case and the rest goes on in a fresh one, so
-        this ends. A machine that did not boot, or that died before its first case, is left to the
-        judge, who asks for more runs if they can tell anything.
+        A machine that did not boot, or that died before its first case, is left to the judge, who
+        asks for more runs if they can tell anything.
         """
-        todo: Cell | None = cell
-        while todo is not None and not self._faults:
-            try:
-                record = await self.one_trial(todo)
-            except LabError as error:
-                self._faults.append(error)
-                return
-            self.trials.append(record)
-            if _lost_kvm(record):
-                self._faults.append(AcceleratorLost(f"KVM is lost: {record.note}"))
-                return
-            if not record.results:
-                return
-            todo = plan.remaining(todo, [result.name for result in record.results])
+        if self._faults:
+            return
+        try:
+            async for record in trial.relay(cell, self.one_trial):
+                self.trials.append(record)
+                if _lost_kvm(record):
+                    self._faults.append(AcceleratorLost(f"KVM is lost: {record.note}"))
+                if self._faults:  # one of its own, or of another machine's
+                    return
+        except LabError as error:
+            self._faults.append(error)
 
     async def one_trial(self, cell: Cell) -> Trial:
         """Run the cell, or take its whole record from the run that was cut off."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lab
-from lab import build, control, equipment, intake, kconfig, model, plan
+from lab import build, control, equipment, intake, kconfig, model
 from lab.arch import arch as arch_row
 from lab.campaign import Gathered
 from lab.config import Config
@@ -49,7 +49,7 @@ from lab.subject import DEFAULT_KERNEL, check_tools, own_fragments
 from lab.suites import boot, lkdtm, registry
 from lab.suites.protocol import PlannedCase, Suite, SuiteOptions
 from lab.tree import Tree, checkout
-from lab.trial import Kit
+from lab.trial import Kit, relay
 
 PATCHES = Path(__file__).parent.parent / "patches"
 RECORD = "selftest.json"
@@ -471,14 +471,10 @@ def _pool(kit: Kit, work: _Work) -> Pool:
 
 async def _run(cell: Cell, kit: Kit, work: _Work, done: Callable[[Trial], bool]) -> None:
     """The cell, in as many machines as it takes, until `done` says that the rest can be spared."""
-    machines = _pool(kit, work)
-    todo: Cell | None = cell
-    while todo is not None:
-        trial = await machines.one_trial(todo)
-        work.gathered.trials.append(trial)
-        if done(trial) or not trial.results:
+    async for one in relay(cell, _pool(kit, work).one_trial):
+        work.gathered.trials.append(one)
+        if done(one):
             return
-        todo = plan.remaining(todo, [result.name for result in trial.results])
 
 
 async def _see_quiet(one: Control, kit: Kit, work: _Work) -> tuple[Judged, tuple[str, ...]]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from lab import counters, locks, model, symbols
+from lab import counters, locks, model, plan, symbols
 from lab.guest import Down, Exited, Guest
 from lab.machine import Disk, Timeouts
 from lab.model import (
@@ -160,13 +160,28 @@ class Progress:
     )
 
 
+async def relay(cell: Cell, run_one: Callable[[Cell], Awaitable[Trial]]) -> AsyncIterator[Trial]:
+    """The trials of a cell, in as many machines as it takes: each takes up what is left.
+
+    A machine that goes down is charged to one case, so this ends; also after a machine that got to
+    no case at all. Whoever has seen enough leaves.
+    """
+    todo: Cell | None = cell
+    while todo is not None:
+        one = await run_one(todo)
+        yield one
+        if not one.results:
+            return
+        todo = plan.remaining(todo, [result.name for result in one.results])
+
+
 async def run(cell: Cell, kit: Kit, folder: Path, emit: Emit) -> Trial:
     """Run the cell's cases in one machine, until they are done or the machine is.
 
     A healthy machine that booted leaves a snapshot on the kit's shelf.
 
     Cases that the machine did not get to are absent from the results: the caller decides whether
-    a fresh machine takes them up (`plan.remaining`). The record is on disk when this returns.
+    a fresh machine takes them up (`relay`). The record is on disk when this returns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lab import host, plan, trial
+from lab import host, trial
 from lab.machine import Timeouts
 from lab.model import (
     Accelerator,
@@ -111,7 +112,7 @@ def run_all(
         cases={case.name: case for case in cases},
         scratch_bytes=1 << 20,
     )
-    cell: Cell | None = Cell(
+    cell = Cell(
         arch="x86_64",
         side=Side.BASE,
         profile="lockdep",
@@ -124,13 +125,20 @@ def run_all(
         memory_bytes=1 << 30,
         cpus=1,
     )
+    return asyncio.run(_relayed(cell, kit, tmp_path, console))
+
+
+async def _relayed(cell: Cell, kit: Kit, folder: Path, console: Path) -> list[Trial]:
     trials: list[Trial] = []
     events: list[Event] = []
-    while cell is not None and len(trials) < 9:
+
+    def next_one(todo: Cell) -> Awaitable[Trial]:
         console.write_text("")
-        folder = tmp_path / f"trial-{len(trials)}"
-        trials.append(asyncio.run(trial.run(cell, kit, folder, events.append)))
-        cell = plan.remaining(cell, [result.name for result in trials[-1].results])
+        return trial.run(todo, kit, folder / f"trial-{len(trials)}", events.append)
+
+    async for one in trial.relay(cell, next_one):
+        trials.append(one)
+        assert len(trials) < 9
     return trials
 
 

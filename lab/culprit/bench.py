@@ -8,12 +8,12 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lab import build, plan, selection, subject, tree, trial
+from lab import build, selection, subject, tree, trial
 from lab.arch import arch as arch_row
 from lab.bisect import Step, StepKind
 from lab.build.signature import signature
@@ -189,18 +189,19 @@ class Machines:
 
     def __call__(self, kernel: Kernel, repeat: int, folder: Path) -> tuple[Trial, ...]:
         """In as many machines as it takes: what goes down is charged to one case."""
-        own = self._kit(kernel)
-        names = [case.name for case in self.cases.cases]
-        todo: Cell | None = cell(own, self.config, names, repeat)
+        return asyncio.run(self._run(self._kit(kernel), repeat, folder))
+
+    async def _run(self, own: Kit, repeat: int, folder: Path) -> tuple[Trial, ...]:
         trials: list[Trial] = []
-        while todo is not None:
-            place = folder / f"{len(trials) + 1}"
-            record = asyncio.run(trial.run(todo, own, place, _quiet))
-            trials.append(record)
-            shown = judge(self.symptom, trials).kind is StepKind.BAD
-            if shown or not record.results:
+
+        def next_one(todo: Cell) -> Awaitable[Trial]:
+            return trial.run(todo, own, folder / f"{len(trials) + 1}", _quiet)
+
+        names = [case.name for case in self.cases.cases]
+        async for one in trial.relay(cell(own, self.config, names, repeat), next_one):
+            trials.append(one)
+            if judge(self.symptom, trials).kind is StepKind.BAD:
                 break
-            todo = plan.remaining(todo, [result.name for result in record.results])
         return tuple(trials)
 
     def _equip(self, kernel: Kernel) -> Equipment:
