@@ -34,6 +34,7 @@ from lab.model import (
 )
 from lab.store import Cache
 from lab.tree import Tree
+from tests import records
 
 TOY = Path(__file__).parent / "toykernel"
 FRAGMENT = Fragment(name="toy.config", text='CONFIG_TOY_FS=y\nCONFIG_LOCALVERSION="-lab"\n')
@@ -573,23 +574,7 @@ def test_a_half_made_folder_from_before_a_crash_of_the_host_is_not_used(toy: Toy
 
 
 NOWHERE = Path("/nowhere")
-GOOD = Kernel(
-    key="k",
-    arch="x86_64",
-    side=Side.PATCHED,
-    release="6.1.0",
-    folder=NOWHERE,
-    image=NOWHERE,
-    vmlinux=NOWHERE,
-    config=NOWHERE,
-    image_sha256="",
-    compiler="gcc",
-    build_s=1.0,
-    make_ran=True,
-    seeded_from=None,
-    compiled=1,
-    sandbox="bwrap",
-)
+GOOD = records.kernel(Side.PATCHED)
 BAD = BuildFailure(
     key="k",
     arch="x86_64",

@@ -36,6 +36,7 @@ from lab.suites.protocol import PlannedCase, Suite
 from lab.suites.xfstests import SCRIPT as XFSTESTS_SH
 from lab.suites.xfstests import Xfstests, case_for
 from lab.trial import Kit
+from tests import records
 from tests.conftest import ROOT
 from tests.fakeqemu import build_agent, install
 
@@ -59,32 +60,10 @@ def machine_files(tmp_path: Path, mode: str) -> tuple[Kernel, RootImage]:
     image.write_text(mode)
     config.write_text("CONFIG_TMPFS=y\nCONFIG_USER_NS=y\n")
     root.write_bytes(b"\0" * 4096)
-    kernel = Kernel(
-        key="k",
-        arch="x86_64",
-        side=Side.BASE,
-        release="6.1.0-lab",
-        folder=tmp_path,
-        image=image,
-        vmlinux=image,
-        config=config,
-        image_sha256="1" * 64,
-        compiler="gcc",
-        build_s=1.0,
-        make_ran=True,
-        seeded_from=None,
-        compiled=1,
-        sandbox="bwrap",
+    kernel = replace(
+        records.kernel(Side.BASE), folder=tmp_path, image=image, vmlinux=image, config=config
     )
-    nothing = RootImage(
-        name="default",
-        arch="x86_64",
-        path=root,
-        sha256="2" * 64,
-        size_bytes=4096,
-        packages=1,
-        recipe_sha256="3" * 64,
-    )
+    nothing = replace(records.image(), path=root, size_bytes=4096)
     return kernel, nothing
 
 
