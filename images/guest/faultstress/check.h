@@ -133,7 +133,23 @@ static inline const char *judge_phase(const struct attempt *a, struct entry entr
 	return judge_value(a, entry.file, page);
 }
 
-/* NULL, or the kind of the corruption; a racing attempt may look like any phase that it met. */
+/* A word out of place says little: in the phase that the access met, more may be known of it. */
+static inline u32 nearness(const char *kind)
+{
+	static const char * const far[] = { "without-mapping", "wrong-file", "wrong-page" };
+	const u32 nr = sizeof(far) / sizeof(*far);
+
+	for (u32 i = 0; kind && i < nr; i++) {
+		if (!strcmp(kind, far[i]))
+			return i + 1;
+	}
+	return kind ? nr + 1 : 0;
+}
+
+/*
+ * NULL, or the kind of the corruption. A racing attempt may look like any phase that it met; if it
+ * looks like none, its kind is that of the phase which it comes nearest to.
+ */
 static inline const char *judge(const struct attempt *a)
 {
 	u64 first = a->s1 / 2, last = (a->s2 + 1) / 2;
@@ -148,9 +164,12 @@ static inline const char *judge(const struct attempt *a)
 	if ((load(&a->slot->seq) + 1) / 2 - first >= RING)
 		return NULL;
 	for (u64 phase = first; phase <= last; phase++) {
-		verdict = judge_phase(a, entries[phase - first]);
-		if (!verdict)
+		const char *kind = judge_phase(a, entries[phase - first]);
+
+		if (!kind)
 			return NULL;
+		if (nearness(kind) > nearness(verdict))
+			verdict = kind;
 	}
 	if (attempt_forgiven(a)) {
 		count(failed_faults);
