@@ -21,7 +21,7 @@ from lab import locks as collecting
 from lab import model
 from lab.cli import cli
 from lab.lockgraph import stored, svg
-from lab.lockgraph.diff import LockDiff, diff
+from lab.lockgraph.diff import LockDiff, Measure, StatDiff, diff
 from lab.lockgraph.focus import focus
 from lab.model import CaseState, Outcome, RunRecord, Side, Splat, Trial, Verdict
 from lab.report import html, terminal
@@ -45,6 +45,21 @@ def changed() -> LockDiff:
             *runs(P, *[boot(("a", EVIL + "2"), *calm)] * 3),
         ]
     )
+
+
+@pytest.mark.parametrize(("runs_a_side", "coloured"), [(1, False), (3, False), (5, True)])
+def test_a_change_that_chance_may_have_made_has_no_colour(runs_a_side: int, coloured: bool) -> None:
+    measures = tuple(
+        Measure(
+            name=name,
+            base=tuple(float(run) for run in range(1, runs_a_side + 1)),
+            patched=tuple(float(run) for run in range(100, 100 + runs_a_side)),
+        )
+        for name, _, _ in shown.COLUMNS
+    )
+    compared = replace(changed(), stats=(StatDiff(label="a", mode="R", measures=measures),))
+    (row,) = shown.stat_rows(compared, None)
+    assert [alike for _, _, _, alike in row.cells] == [not coloured] * len(shown.COLUMNS)
 
 
 def drawn(text: str) -> ElementTree.Element:

@@ -18,6 +18,7 @@ from lab.lockgraph.focus import WORDS, centre, counts_text, focus, plain, sugges
 from lab.lockgraph.news import sentence
 from lab.model import LabError, RunRecord
 from lab.prose import printable
+from lab.report import view
 
 _TABLE_ROWS = 60
 _STAT_ROWS = 12
@@ -138,7 +139,8 @@ def stat_rows(compared: LockDiff, around: str | None) -> tuple[StatRow, ...]:
         compared.stats,
         key=lambda stat: (stat.label not in looked_at, -_weight(stat), stat.label),
     )
-    return tuple(_stat_row(stat) for stat in ranked[:_STAT_ROWS] if _weight(stat) > 0)
+    among = len(compared.stats) * len(COLUMNS)
+    return tuple(_stat_row(stat, among) for stat in ranked[:_STAT_ROWS] if _weight(stat) > 0)
 
 
 def _weight(stat: StatDiff) -> float:
@@ -147,23 +149,23 @@ def _weight(stat: StatDiff) -> float:
     return moved["wait_total_us"] + moved["hold_max_us"]
 
 
-def _stat_row(stat: StatDiff) -> StatRow:
+def _stat_row(stat: StatDiff, among: int) -> StatRow:
     named = {measure.name: measure for measure in stat.measures}
     return StatRow(
         label=stat.label,
         mode={"R": "readers", "W": "writers"}.get(stat.mode, ""),
-        cells=tuple(_cell(named[name], timed) for name, _, timed in COLUMNS),
+        cells=tuple(_cell(named[name], timed, among) for name, _, timed in COLUMNS),
     )
 
 
-def _cell(measure: Measure, timed: bool) -> tuple[str, str, str, bool]:
+def _cell(measure: Measure, timed: bool, among: int) -> tuple[str, str, str, bool]:
     shown = [_amount(_median(values), timed) for values in (measure.base, measure.patched)]
     ranges = [
         f"{_amount(values[0], timed)} to {_amount(values[-1], timed)}"
         for values in (measure.base, measure.patched)
     ]
-    apart = measure.base[-1] < measure.patched[0] or measure.patched[-1] < measure.base[0]
-    return shown[0], shown[1], f"base {ranges[0]}, patched {ranges[1]}", not apart
+    alike = not view.apart(measure.base, measure.patched, among)
+    return shown[0], shown[1], f"base {ranges[0]}, patched {ranges[1]}", alike
 
 
 def _median(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -398,13 +398,20 @@ class Metric:
     patched: tuple[float, ...]
 
     def apart(self, among: int) -> bool:
-        """The sides do not overlap at all, in so many runs that chance would hardly do it.
+        """See `apart`."""
+        return apart(self.base, self.patched, among)
 
-        Not even in one of the `among` numbers that are looked at together.
-        """
-        chance = 2 / comb(len(self.base) + len(self.patched), len(self.base))
-        disjoint = self.base[-1] < self.patched[0] or self.patched[-1] < self.base[0]
-        return disjoint and chance * among <= APART_BY_CHANCE
+
+def apart(base: Sequence[float], patched: Sequence[float], among: int) -> bool:
+    """Sorted values of the sides do not overlap, in so many runs that chance would hardly do it.
+
+    Not even in one of the `among` numbers that are looked at together.
+    """
+    if not base or not patched:
+        return False
+    chance = 2 / comb(len(base) + len(patched), len(base))
+    disjoint = base[-1] < patched[0] or patched[-1] < base[0]
+    return disjoint and chance * among <= APART_BY_CHANCE
 
 
 def metrics(record: RunRecord) -> tuple[Metric, ...]:
