@@ -112,18 +112,23 @@ def test_the_script_of_vm() -> None:
         "-----------------------",
         "[PASS]",
         "running ./populate",
+        "------------------",
         "TAP version 13",
         "1..2",
         "ok 1 read",
         "not ok 2 write",
         "[FAIL]",
         "running ./keys_32",
+        "-----------------",
+        "running PKEY tests for an unsupported CPU",
         "[SKIP]",
         "running ./short",
+        "---------------",
         "1..3",
         "ok 1 a",
         "[PASS]",
         "running ./last -x",
+        "-----------------",
     )
     report = ktap.read(text + FAIL, "spin")
     assert states(report) == {

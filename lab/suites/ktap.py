@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from lab import prose
 from lab.model import CaseState
@@ -19,6 +20,7 @@ _RESULT = re.compile(r"(\s*)(not )?ok +(\d+)\b(?: *-)? ?([^#]*)(?:# *(.*))?")
 _PLAN = re.compile(r"(\s*)1\.\.(\d{1,6})(?:\s*#\s*(.*))?")
 _PROTOCOL = re.compile(r"#|(?:not )?ok\b|\d+\.\.\d")
 _RUNNING = re.compile(r"running (\S.*)")
+_RULE = re.compile(r"-+")
 _BRACKET = re.compile(r"\[(PASS|FAIL|SKIP)\]")
 _NAME_MAX = 100
 _MESSAGE_MAX = 300
@@ -138,10 +140,14 @@ def _result(found: re.Match[str]) -> Part:
 
 
 def _sections(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The programs that run_vmtests.sh starts, each with what it said until the next."""
+    """The programs that run_vmtests.sh starts, each with what it said until the next.
+
+    What it starts is underlined; programs say "running" of themselves, too.
+    """
     sections: list[tuple[str, list[str]]] = []
-    for line in lines:
-        if begun := _RUNNING.fullmatch(line.strip()):
+    for line, below in zip_longest(lines, lines[1:], fillvalue=""):
+        begun = _RUNNING.fullmatch(line.strip())
+        if begun and _RULE.fullmatch(below.strip()):
             sections.append((plain(begun[1], _NAME_MAX), []))
         elif sections:
             sections[-1][1].append(line)
