@@ -21,7 +21,7 @@ ROOT_SERIAL: Final = "root"
 SCRATCH_SERIAL: Final = "scratch"
 SCRATCH_BYTES: Final = 2 << 30
 PMEM_SERIAL: Final = "pmem"
-PMEM_BYTES: Final = 256 << 20
+PMEM_BYTES: Final = 512 << 20  # mkfs.xfs makes nothing below 300 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,6 +176,14 @@ def test_a_disk_that_may_hold_anything_has_no_snapshot(bench: Bench) -> None:
     assert "may hold anything" in said and box.end is MachineEnd.POWERED_OFF
 
 
+@pytest.mark.fake
+def test_persistent_memory_has_no_snapshot(bench: Bench) -> None:
+    spec = bench.spec()
+    pmem = dataclasses.replace(spec.disks[0], pmem_bytes=1 << 20)
+    spec = dataclasses.replace(spec, disks=(pmem, *spec.disks[1:]))
+    assert bench.shelf.key(spec) is None and not bench.shelf.has(spec)
+
+
 # --- a life ------------------------------------------------------------------------------------
 
 

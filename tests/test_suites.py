@@ -15,6 +15,7 @@ import pytest
 from lab import host
 from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, LabFault, MachineEnd, UserError
+from lab.rig import PMEM_BYTES
 from lab.suites import registry
 from lab.suites.boot import Boot
 from lab.suites.faultstress import DEFAULT_SCENARIOS, SCENARIOS, Faultstress, judge, read
@@ -45,6 +46,7 @@ def test_dax_needs_persistent_memory_and_says_so() -> None:
     assert dax.pmem
     assert "FS_DAX" in dax.required
     assert {"XFS_FS", "VIRTIO_PMEM"} <= set(Faultstress().needs(options).symbols)
+    assert PMEM_BYTES > 300 << 20, "mkfs.xfs makes nothing smaller"
     with pytest.raises(UserError, match="fio has no file system 'xfs-dax'"):
         registry.find(["fio"])[0].plan(options)
 

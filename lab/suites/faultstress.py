@@ -52,6 +52,8 @@ UNSUPPORTED = {
     ("tmpfs", "memcg"): "pages of a tmpfs cannot be reclaimed without swap",
     ("ext4-dax", "memcg"): "there is no page cache to reclaim",
     ("xfs-dax", "memcg"): "there is no page cache to reclaim",
+    ("ext4-dax", "mlock"): "mlock() leaves mappings of persistent memory alone",
+    ("xfs-dax", "mlock"): "mlock() leaves mappings of persistent memory alone",
 }
 FREEZING = ("freeze", "frozen")
 
