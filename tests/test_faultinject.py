@@ -17,7 +17,8 @@ from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseResult, CaseState, MachineEnd, Splat, UserError
 from lab.splat.kinds import Kind as SplatKind
 from lab.suites import injection, registry
-from lab.suites.faultinject import SCRIPT, Faultinject
+from lab.suites.armed import SCRIPT
+from lab.suites.faultinject import Faultinject
 from lab.suites.injection import Injection, Kind, Threads
 from lab.suites.protocol import PlannedCase, SuiteOptions, Told
 from lab.trial import Console, Progress

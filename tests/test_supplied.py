@@ -29,11 +29,12 @@ from lab.model import (
     Side,
     Trial,
 )
-from lab.suites import xfsconfig, xfstree
+from lab.suites import injection, xfsconfig, xfsguest, xfstree
+from lab.suites.injection import Injection
 from lab.suites.kselftest import Kselftest
 from lab.suites.programs import Userland
 from lab.suites.protocol import PlannedCase, Suite
-from lab.suites.xfstests import SCRIPT as XFSTESTS_SH
+from lab.suites.xfsguest import SCRIPT as XFSTESTS_SH
 from lab.suites.xfstests import Xfstests, case_for
 from lab.trial import Kit
 from tests import records
@@ -128,10 +129,14 @@ def by_end(trials: list[Trial]) -> dict[str, CaseResult]:
 # --- xfstests ----------------------------------------------------------------------------------
 
 
-def toy_case(test: str, tmp_path: Path, limit_s: float = 3.0) -> PlannedCase:
+def toy_case(
+    test: str, tmp_path: Path, limit_s: float = 3.0, profile: Injection | None = None
+) -> PlannedCase:
     config = xfsconfig.configs()["tmpfs"]
     groups = xfstree.read(DATA / "xfstests-toy").groups.get(test, frozenset())
-    case = case_for(test, config, skip="", expected_s=0.0, timeout_s=limit_s, groups=groups)
+    case = case_for(
+        test, config, skip="", expected_s=0.0, timeout_s=limit_s, groups=groups, profile=profile
+    )
     results = str(tmp_path / "results")
     arguments = tuple(word.replace(xfsconfig.RESULTS, results) for word in case.arguments)
     return replace(case, arguments=arguments)
@@ -145,6 +150,7 @@ def toy_xfstests(tmp_path: Path) -> Xfstests:
             f"LAB_RESULTS={tmp_path / 'results'}",
             f"LAB_MOUNTS={tmp_path / 'mounts'}",
             f"TOY_CONSOLE={tmp_path / 'console'}",
+            f"LAB_DEBUG={tmp_path / 'debug'}",
         )
     )
 
@@ -194,6 +200,32 @@ def test_planted_failures_of_xfstests_end_in_their_states(
     assert not list(tmp_path.glob("trial-*/*.raw")), "disks of gigabytes stay behind"
 
 
+def test_a_test_is_struck_from_its_first_step_until_it_ends(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attribute = tmp_path / "debug" / "failslab"
+    attribute.mkdir(parents=True)
+    profile = injection.read(injection.PROFILES / "failslab.toml")
+    for name in (*(word.partition("=")[0] for word in profile.arguments(1)), "probability"):
+        (attribute / name).write_text("0\n")
+    # The first test waits until something is armed; the second one is over before that.
+    cases = tuple(
+        replace(
+            toy_case(f"generic/{number}", tmp_path, 30.0, profile),
+            required=(),  # no kernel of this machine has them
+        )
+        for number in ("011", "001")
+    )
+    (one,) = run_all(toy_xfstests(tmp_path), cases, agent, tmp_path, monkeypatch)
+    struck, missed = one.results
+    assert struck.state is CaseState.PASSED, struck.message
+    assert "the test failed under it, as it may" in struck.message
+    assert struck.metrics["injected"] == 42.0
+    assert (attribute / "probability").read_text() == "0\n"
+    assert missed.state is CaseState.UNCOVERED
+    assert "not one failure was injected" in missed.message
+
+
 @pytest.mark.parametrize("name", sorted(xfsconfig.configs()))
 def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Path) -> None:
     """Not on the links to them: btrfs keeps the name, and `check` does not find its device."""
@@ -209,12 +241,12 @@ def test_file_systems_are_made_on_the_devices_themselves(name: str, tmp_path: Pa
         tool.chmod(0o755)
     config = xfsconfig.configs()[name]
     case = case_for("generic/001", config, skip="", expected_s=0.0, timeout_s=9.0)
-    _, _, _, made, mkfs, section = case.arguments[:6]
-    section = section.replace("/dev/disk/by-lab", str(disks))
+    one = xfsguest.from_text(case.arguments[0])
+    made, mkfs, section = one.made, one.mkfs, one.section.replace("/dev/disk/by-lab", str(disks))
     environment = (
         f"PATH={tools}:{os.environ['PATH']}",
         f"LAB_TREE={DATA / 'xfstests-toy'}",
-        *(f"LAB_STATE={tmp_path / 'state'}", f"LAB_DISKS={disks}", f"LAB_MOUNTS={tmp_path / 'm'}"),
+        *(f"LAB_STATE={tmp_path / 'state'}", f"LAB_DISKS={disks}/", f"LAB_MOUNTS={tmp_path / 'm'}"),
     )
     host.run(("env", *environment, "sh", XFSTESTS_SH, "setup", name, made, mkfs, section))
     said = (tmp_path / "made").read_text().splitlines() if made else []

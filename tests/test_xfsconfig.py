@@ -12,7 +12,8 @@ import pytest
 from lab.guest import Exited, TimedOut
 from lab.model import CaseState, UserError
 from lab.suites import xfsconfig
-from lab.suites.xfstests import Xfstests, case_for, judge, unpack
+from lab.suites.xfsguest import judge, unpack
+from lab.suites.xfstests import Xfstests, case_for
 from lab.suites.xfstree import XfsTree
 
 TODAY = datetime.date(2026, 6, 1)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # One step of a case of the suite faultinject, in the guest (see lab/suites/faultinject.py).
 #
-# usage: faultinject.sh device                  a device-mapper device over the scratch disk
+# usage: faultinject.sh device                  a device-mapper device over each disk: lab-NAME
 #        faultinject.sh keep DIR | kept DIR     write a file and its checksum; is it what it was?
 #        faultinject.sh group | within ARGV...  a memory cgroup; run a program in it
 #        faultinject.sh arm KIND [NAME=VALUE]...
@@ -9,13 +9,13 @@
 #        faultinject.sh leaks clear | find      prints "kmemleak absent|off|N", then what it found
 #        faultinject.sh away                    take away what the others made
 #   Status 3: it cannot be done; stderr says why.
-# LAB_DEBUG, LAB_STATE and LAB_DISK move things elsewhere for tests.
+# LAB_FAILING are the disks that fail (default: the scratch disk). LAB_DEBUG and LAB_STATE move things
+# elsewhere for tests.
 set -eu
 
 debug=${LAB_DEBUG:-/sys/kernel/debug}
 state=${LAB_STATE:-/tmp/faultinject}
-disk=${LAB_DISK:-/dev/disk/by-lab/scratch}
-mapped=lab-inject
+disks=${LAB_FAILING:-/dev/disk/by-lab/scratch}
 group=$state/cgroup/lab
 # No udev makes the nodes here, so that dmsetup does.
 export DM_DISABLE_UDEV=1
@@ -26,27 +26,42 @@ cannot() {
 	exit 3
 }
 
-sectors() {
-	blockdev --getsz "$disk"
+# The table of a disk's device: TARGET [ARGUMENTS AFTER THE DISK]; error has nothing below it.
+table_of() { # DISK TARGET [ARGUMENT...]
+	below=$1
+	target=$2
+	shift 2
+	[ "$target" = error ] || set -- "$below" 0 "$@"
+	echo "0 $(blockdev --getsz "$below") $target $*"
 }
 
-# Give the mapped device another table while it is in use. Not --lockfs: a file system whose device
-# is gone cannot be frozen.
-table() {
-	dmsetup load "$mapped" --table "0 $(sectors) $1"
-	dmsetup suspend --nolockfs --noflush "$mapped"
-	dmsetup resume "$mapped"
+mapped() {
+	echo "lab-$(basename "$1")"
 }
 
-# Reads and writes that ended on the mapped device.
+# Give the devices another table while they are in use. Not --lockfs: a file system whose device is
+# gone cannot be frozen.
+table() { # TARGET [ARGUMENT...]
+	for disk in $disks; do
+		dmsetup load "$(mapped "$disk")" --table "$(table_of "$disk" "$@")"
+		dmsetup suspend --nolockfs --noflush "$(mapped "$disk")"
+		dmsetup resume "$(mapped "$disk")"
+	done
+}
+
+# Reads and writes that ended on the devices.
 requests() {
-	device=$(dmsetup info --columns --noheadings --separator : -o major,minor "$mapped")
-	awk '{ print $1 + $5 }' "/sys/dev/block/$device/stat"
+	for disk in $disks; do
+		number=$(dmsetup info --columns --noheadings --separator : -o major,minor "$(mapped "$disk")")
+		cat "/sys/dev/block/$number/stat"
+	done | awk '{ count += $1 + $5 } END { print count }'
 }
 
-# `make-it-fail` of the scratch disk: fail_make_request strikes only devices that ask for it.
-disk_may_fail() {
-	echo "$1" >"/sys/class/block/$(basename "$(readlink -f "$disk")")/make-it-fail"
+# `make-it-fail` of a disk: fail_make_request strikes only devices that ask for it.
+disks_may_fail() {
+	for disk in $disks; do
+		echo "$1" >"/sys/class/block/$(basename "$(readlink -f "$disk")")/make-it-fail"
+	done
 }
 
 arm_attribute() {
@@ -62,7 +77,9 @@ arm_attribute() {
 
 case $1 in
 device)
-	dmsetup create "$mapped" --table "0 $(sectors) linear $disk 0"
+	for disk in $disks; do
+		dmsetup create "$(mapped "$disk")" --table "$(table_of "$disk" linear)"
+	done
 	;;
 keep)
 	dd if=/dev/urandom of="$2/kept" bs=64k count=16 conv=fsync 2>/dev/null
@@ -94,13 +111,13 @@ arm)
 		;;
 	dm-delay)
 		requests >"$state/requests"
-		table "delay $disk 0 $*"
+		table delay "$@"
 		;;
-	dm-flakey) table "flakey $disk 0 $*" ;;
+	dm-flakey) table flakey "$@" ;;
 	memcg) echo "$1" >"$group/memory.max" ;;
 	fail_make_request)
 		arm_attribute "$kind" "$@"
-		disk_may_fail 1
+		disks_may_fail 1
 		;;
 	*) arm_attribute "$kind" "$@" ;;
 	esac
@@ -109,7 +126,7 @@ disarm)
 	case $2 in
 	dm-*)
 		[ ! -e "$state/requests" ] || echo "injected $(($(requests) - $(cat "$state/requests")))"
-		table "linear $disk 0"
+		table linear
 		;;
 	memcg)
 		echo "injected $(sed -n 's/^max //p' "$group/memory.events")"
@@ -117,7 +134,7 @@ disarm)
 		;;
 	*)
 		echo 0 >"$debug/$2/probability"
-		[ "$2" != fail_make_request ] || disk_may_fail 0
+		[ "$2" != fail_make_request ] || disks_may_fail 0
 		echo "injected $(($(cat "$state/times") - $(cat "$debug/$2/times")))"
 		;;
 	esac
@@ -145,7 +162,9 @@ away)
 		[ ! -d "$group" ] || rmdir "$group"
 		umount "$state/cgroup"
 	fi
-	[ ! -e "/dev/mapper/$mapped" ] || dmsetup remove "$mapped"
+	for disk in $disks; do
+		[ ! -e "/dev/mapper/$(mapped "$disk")" ] || dmsetup remove "$(mapped "$disk")"
+	done
 	rm -rf "$state"
 	;;
 *)

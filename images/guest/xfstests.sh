@@ -5,16 +5,22 @@
 #            ready for tests of that configuration: the tree is mounted, the disks are made
 #        xfstests.sh check NAME TEST [CHECK-OPTION...]
 #            run one test; ends as `check` does
+#        xfstests.sh begun TEST
+#            wait until it runs the test itself; 1: it ended before it got there
+#        xfstests.sh sound FSTYP test|scratch...
+#            unmount, and look whether what is on these disks mounts and is whole
 #        xfstests.sh show NAME TEST LIMIT
 #            what it left: for each file a line "file NAME SIZE" and SIZE bytes, then "end"
 # Status 3: it cannot be done; the last line on stderr says why.
-# LAB_TREE, LAB_STATE, LAB_RESULTS, LAB_DISKS and LAB_MOUNTS move things elsewhere for tests.
+# LAB_DISKS is what comes before the name of a disk, LAB_STRIKE a list of paths for strike.so, which
+# is preloaded then. LAB_TREE, LAB_STATE, LAB_RESULTS and LAB_MOUNTS move things elsewhere for tests.
 set -eu
 
 tree=${LAB_TREE:-/lab/xfstests}
 state=${LAB_STATE:-/run/xfstests}
 results=${LAB_RESULTS:-/root/xfstests}
-disks=${LAB_DISKS:-/dev/disk/by-lab}
+disks=${LAB_DISKS:-/dev/disk/by-lab/}
+serials=/dev/disk/by-lab
 mounts=${LAB_MOUNTS:-/mnt/xfstests}
 
 cannot() {
@@ -57,12 +63,21 @@ own_names() {
 	done
 }
 
+unmount_all() {
+	for place in "$mounts/test/ovl-mnt" "$mounts/scratch/ovl-mnt" "$mounts/test" "$mounts/scratch"; do
+		while mountpoint -q "$place"; do
+			umount "$place" || cannot "an earlier test left $place busy"
+		done
+	done
+}
+
 setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
 	mkdir -p "$state" "$mounts/test" "$mounts/scratch"
+	rm -f "$state/ended"
 	if [ ! -e "$tree/check" ]; then
-		[ -e "$disks/xfstests" ] || cannot "there is no tree of xfstests in this guest"
+		[ -e "$serials/xfstests" ] || cannot "there is no tree of xfstests in this guest"
 		mkdir -p "$tree"
-		mount -t ext4 -o ro,noload "$disks/xfstests" "$tree" || cannot "the tree does not mount"
+		mount -t ext4 -o ro,noload "$serials/xfstests" "$tree" || cannot "the tree does not mount"
 		add_users
 		[ "$(hostname)" != "(none)" ] || hostname guest
 	fi
@@ -70,14 +85,10 @@ setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
 	if [ ! -e "$state/dirty" ] && [ "$(cat "$state/name" 2>/dev/null)" = "$1" ]; then
 		return 0
 	fi
-	for place in "$mounts/test/ovl-mnt" "$mounts/scratch/ovl-mnt" "$mounts/test" "$mounts/scratch"; do
-		while mountpoint -q "$place"; do
-			umount "$place" || cannot "an earlier test left $place busy"
-		done
-	done
+	unmount_all
 	if [ "$2" ]; then
-		make_fs "$2" "$3" "$disks/xfstest"
-		make_fs "$2" "$3" "$disks/xfsscratch"
+		make_fs "$2" "$3" "${disks}xfstest"
+		make_fs "$2" "$3" "${disks}xfsscratch"
 	fi
 	printf '%s\n' "$4" | own_names >"$state/config"
 	printf '%s\n' "$1" >"$state/name"
@@ -105,12 +116,44 @@ check() { # NAME TEST CHECK-OPTION...
 	! grep -q xunit-quiet "$tree/common/report" 2>/dev/null || format=xunit-quiet
 	lean
 	cd "$tree"
-	if BASH_ENV=$state/lean HOST_OPTIONS=$state/config DIFF_LENGTH=20 \
-		./check "$@" -R "$format" -s "$name" "$test" 2>&1; then
-		rm -f "$state/dirty"
-	else
-		exit $?
-	fi
+	status=0
+	BASH_ENV=$state/lean HOST_OPTIONS=$state/config DIFF_LENGTH=20 \
+		${LAB_STRIKE:+env LD_PRELOAD=/lab/bin/strike.so} \
+		./check "$@" -R "$format" -s "$name" "$test" 2>&1 || status=$?
+	: >"$state/ended"
+	[ "$status" -ne 0 ] || rm -f "$state/dirty"
+	exit "$status"
+}
+
+begun() { # TEST
+	# Brackets, so that this does not find itself.
+	while ! grep -qsxz "[.]/tests/$1" /proc/[0-9]*/cmdline; do
+		[ ! -e "$state/ended" ] || exit 1
+		sleep 0.2
+	done
+}
+
+sound() { # FSTYP test|scratch...
+	kind=$1
+	shift
+	: >"$state/dirty" # it takes the mounts away, so the next test has to set up anew
+	unmount_all
+	for disk; do
+		device=$(readlink -f "${disks}xfs$disk")
+		# A test may leave anything on its scratch disk, nothing included.
+		if [ "$(blkid -p -s TYPE -o value "$device")" != "$kind" ]; then
+			[ "$disk" = scratch ] || cannot "there is no $kind on the $disk disk any more"
+			continue
+		fi
+		# What was logged and not done yet is not damage.
+		mount -t "$kind" "$device" "$mounts/$disk" || cannot "the $disk disk does not mount"
+		umount "$mounts/$disk" || cannot "the $disk disk stays busy"
+		case $kind in
+		ext4) e2fsck -fn "$device" ;;
+		xfs) xfs_repair -n "$device" ;;
+		btrfs) btrfs check --readonly "$device" ;;
+		esac || cannot "the file system on the $disk disk is damaged"
+	done
 }
 
 show_file() { # NAME PATH LIMIT
@@ -140,6 +183,6 @@ show() { # NAME TEST LIMIT
 what=$1
 shift
 case $what in
-setup | check | show) "$what" "$@" ;;
+setup | check | begun | sound | show) "$what" "$@" ;;
 *) cannot "no way to $what" ;;
 esac

@@ -89,7 +89,10 @@ EXIT = {
 @click.option("--scenario", multiple=True, metavar="NAME[,NAME]", help="For faultstress.")
 @click.option("--xfstests", metavar="DIR", help="A tree of xfstests that you have built.")
 @click.option(
-    "--xfstests-config", multiple=True, metavar="NAME[,NAME]", help="File systems: ext4-4k, xfs."
+    "--xfstests-config",
+    multiple=True,
+    metavar="NAME[,NAME]",
+    help="File systems: ext4-4k, xfs; xfs+dm-delay: while that fails.",
 )
 @click.option(
     "--dump",

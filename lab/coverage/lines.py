@@ -15,6 +15,8 @@ from lab.coverage.record import DiffFile, DiffHunk, DiffLine, LineState, PatchCo
 from lab.symbols import history
 from lab.symbols.history import FileDiff
 
+INJECTED = "xfstests under injection"
+
 _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _CALLED = re.compile(r"(\w+)\s*\(")  # the name in the head of a function
 _TEXT_CHARS = 300  # of one line that is kept to be shown
@@ -46,7 +48,11 @@ def _function(text: str, line: int) -> str:
 
 
 def suite_of(case: str) -> str:
-    return case if case == BOOTING else case.partition("/")[0]
+    """As it is shown; tests of xfstests under injection are a suite of their own."""
+    if case == BOOTING:
+        return case
+    suite, _, rest = case.partition("/")
+    return INJECTED if suite == "xfstests" and "+" in rest.partition("/")[0] else suite
 
 
 def fold(by_case: Mapping[str, Counts], functions: Collection[str] = ()) -> Seen:

@@ -40,7 +40,7 @@ from lab.subject import Plan
 from lab.symbols import History
 
 # Suites in which what is allocated, copied or read fails on purpose.
-INJECTING = frozenset({"faultinject"})
+INJECTING = frozenset({"faultinject", lines.INJECTED})
 _FOLDER = "coverage"  # of a run, for the trials
 _LISTED = 6
 _FINE = (CaseState.PASSED, CaseState.SKIPPED)

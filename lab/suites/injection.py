@@ -159,12 +159,13 @@ def _wrong(found: Injection) -> str:
             found.kind.beside != (found.threads is Threads.DEVICE),
             "threads: device is for dm-error, dm-flakey",
         ),
-        (_on_disk(found.kind) and "tmpfs" in found.filesystems, "filesystems: tmpfs has no disk"),
+        (on_disk(found.kind) and "tmpfs" in found.filesystems, "filesystems: tmpfs has no disk"),
     )
     return next((text for wrong, text in checks if wrong), "")
 
 
-def _on_disk(kind: Kind) -> bool:
+def on_disk(kind: Kind) -> bool:
+    """Whether a disk is what fails."""
     return kind.mapped or kind is Kind.FAIL_MAKE_REQUEST
 
 
