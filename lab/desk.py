@@ -30,6 +30,8 @@ from lab.model import (
 from lab.rig import Rig
 from lab.snapshot import Shelf
 from lab.store import Cache
+from lab.suites import registry, scratch
+from lab.suites.protocol import Needs
 from lab.tree import checkout
 
 Note = Callable[[str], None]
@@ -113,7 +115,14 @@ def prepare(request: BootRequest, emit: Emit) -> Rig:
         memory_bytes=config.machine.memory_bytes,
         cpus=config.machine.cpus,
         append=f"{locks.CMDLINE} {request.append}".strip(),  # as in a trial: one snapshot
+        pmem=_wants_pmem(kernel) and subject.emulates_pmem(kernel.arch),
     )
+
+
+def _wants_pmem(kernel: Kernel) -> bool:
+    """Whether it would know what to do with a /dev/pmem0."""
+    text = kernel.config.read_text(encoding="utf-8")
+    return not registry.missing_symbols(Needs(symbols=scratch.DAX_SYMBOLS), text)
 
 
 async def boot(

@@ -285,14 +285,17 @@ def check_asked(selected: Selection, config: Config, arch: str) -> None:
         _refuse(suite, known, selected.cases, text, config)
 
 
+def emulates_pmem(arch: str) -> bool:
+    """Whether the emulator of `arch` can have persistent memory."""
+    return PMEM_DEVICE in host.run((host.tool(arch_row(arch).qemu), "-device", "help")).text
+
+
 def check_devices(cases: Sequence[PlannedCase], arch: str) -> None:
     """Raises `UserError` for a device that cases need and the emulator of `arch` does not have."""
-    if not any(case.pmem for case in cases):
-        return
-    qemu = arch_row(arch).qemu
-    if PMEM_DEVICE not in host.run((host.tool(qemu), "-device", "help")).text:
+    if any(case.pmem for case in cases) and not emulates_pmem(arch):
         raise UserError(
-            f"{host.version(qemu)} has no {PMEM_DEVICE}: no file system on persistent memory",
+            f"{host.version(arch_row(arch).qemu)} has no {PMEM_DEVICE}: "
+            "no file system on persistent memory",
             hint=f"leave {arch} out with --arch, or the -dax file systems",
         )
 
