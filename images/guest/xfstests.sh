@@ -129,7 +129,7 @@ begun() { # TEST
 	# Brackets, so that this does not find itself.
 	while ! grep -qsxz "[.]/tests/$1" /proc/[0-9]*/cmdline; do
 		[ ! -e "$state/ended" ] || exit 1
-		sleep 0.2
+		sleep 0.5
 	done
 }
 
