@@ -126,8 +126,8 @@ check() { # NAME TEST CHECK-OPTION...
 }
 
 begun() { # TEST
-	# Brackets, so that this does not find itself.
-	while ! grep -qsxz "[.]/tests/$1" /proc/[0-9]*/cmdline; do
+	# `exec` of bash made the path absolute. Brackets, so that this does not find itself.
+	while ! grep -qsxz ".*[/]tests/$1" /proc/[0-9]*/cmdline; do
 		[ ! -e "$state/ended" ] || exit 1
 		sleep 0.5
 	done
