@@ -211,7 +211,7 @@ def test_a_case_passes_if_all_is_well_and_something_was_injected(kind: Kind) -> 
     guest = ScriptedGuest()
     result = run(guest, case_of(kind))
     assert result.state is CaseState.PASSED, result.message
-    assert result.metrics["injected"] == (4 if kind is Kind.DM_FLAKEY else 17)
+    assert result.metrics["injected"] == (4 if kind.beside else 17)
     program, arm, disarm = (
         guest.at("/lab/bin/faultstress"),
         guest.at(f"arm {kind}"),
@@ -344,12 +344,15 @@ class Place:
     """Files that look like debugfs, and what the script is told of them."""
 
     root: Path
+    more: dict[str, str] = field(default_factory=dict)  # of the environment
 
     def step(self, *words: str) -> tuple[int, str, str]:
         env = {
             "PATH": os.environ["PATH"],
             "LAB_DEBUG": str(self.root / "debug"),
             "LAB_STATE": str(self.root / "state"),
+            "LAB_KMSG": str(self.root / "kmsg"),
+            **self.more,
         }
         done = host.run(("/bin/sh", SCRIPT, *words), env=env, check=False, timeout_s=60)
         return done.status, done.text, done.complaint
@@ -373,6 +376,35 @@ def test_the_script_counts_what_was_injected(place: Place) -> None:
     (attribute / "times").write_text("958\n")
     assert place.step("disarm", "failslab")[:2] == (0, "injected 42\n")
     assert (attribute / "probability").read_text() == "0\n"
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("kind", ["dm-error", "dm-flakey"])
+def test_what_a_dead_device_fails_is_counted_in_the_log(place: Place, kind: str) -> None:
+    tools = place.root / "bin"
+    tools.mkdir()
+    for name, text in (
+        ("dmsetup", f"echo $* >>{place.root}/tables"),
+        ("blockdev", "echo 4096"),
+        ("dmesg", f"cat {place.root}/log; cat {place.root}/kmsg {place.root}/later"),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    (place.root / "log").write_text("[1.0] Buffer I/O error on dev dm-0, logical block 1\n")
+    place.more["PATH"] = f"{tools}:{os.environ['PATH']}"
+    place.more["LAB_FAILING"] = "/dev/a /dev/b"
+    assert place.step("arm", kind, *(["2", "1"] if kind == "dm-flakey" else []))[0] == 0
+    (place.root / "later").write_text(
+        "[2.0] Buffer I/O error on dev dm-1, logical block 7, lost async page write\n"
+        "[2.1] EXT4-fs (dm-0): I/O error while writing superblock\n"
+        "[2.2] EXT4-fs (dm-0): unmounting filesystem.\n"
+        "[2.3] Buffer I/O error on dev vdb, logical block 7\n"
+    )
+    assert place.step("disarm", kind)[:2] == (0, "injected 2\n")
+    tables = (place.root / "tables").read_text()
+    target = {"dm-error": "error\n", "dm-flakey": "flakey /dev/b 0 2 1"}[kind]
+    assert f"load lab-b --table 0 4096 {target}" in tables
+    assert "load lab-a --table 0 4096 linear /dev/a 0" in tables
 
 
 @pytest.mark.fake

@@ -39,7 +39,6 @@ def test_a_configuration_may_name_what_fails_on_it() -> None:
     [
         ("ext4-4k+nonesuch", "ext4-4k.nonesuch: no profile 'nonesuch'"),
         ("ext4-4k+", "no profile ''"),
-        ("ext4-4k+dm-flakey", "nobody would count what dm-flakey fails"),
         ("tmpfs+dm-error", "tmpfs has no disk that could fail"),
         ("tmpfs+read-error", "tmpfs has no disk that could fail"),
     ],
@@ -138,7 +137,7 @@ def run(guest: ScriptedGuest, case: PlannedCase | None = None) -> Told:
     return told
 
 
-@pytest.mark.parametrize("name", sorted(set(PROFILES) - {"dm-flakey"}))
+@pytest.mark.parametrize("name", sorted(PROFILES))
 def test_a_case_passes_if_all_stays_sound_and_something_was_injected(name: str) -> None:
     profile = injection.from_text(injection.to_text(PROFILES[name]).replace("1.0", "0.01"))
     guest = ScriptedGuest()

@@ -20,7 +20,7 @@ from lab.model import CaseResult, CaseState, UserError
 from lab.splat.kinds import Kind as Splat
 from lab.suites import armed, injection, xfsguest
 from lab.suites.armed import Gone, Injector, mapped
-from lab.suites.injection import Injection, Kind
+from lab.suites.injection import Injection
 from lab.suites.protocol import PlannedCase, Told
 from lab.suites.xfsconfig import SCRATCH_DISK, TEST_DISK, FsConfig
 from lab.suites.xfsguest import Script
@@ -41,14 +41,7 @@ def parse(label: str, profiles: Mapping[str, Injection]) -> tuple[str, Injection
         raise UserError(
             f"xfstests: {label}: no profile {wanted!r}", hint=f"known: {', '.join(profiles)}"
         )
-    found = profiles[wanted]
-    if found.kind is Kind.DM_FLAKEY:
-        # Of faultstress its program knows what it met; a test does not tell.
-        raise UserError(
-            f"xfstests: {label}: nobody would count what dm-flakey fails there",
-            hint="dm-error fails all requests, and they are counted",
-        )
-    return name, found
+    return name, profiles[wanted]
 
 
 def check(label: str, config: FsConfig, profile: Injection) -> None:
