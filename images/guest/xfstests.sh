@@ -13,7 +13,7 @@
 #            what it left: for each file a line "file NAME SIZE" and SIZE bytes, then "end"
 # Status 3: it cannot be done; the last line on stderr says why.
 # LAB_DISKS is what comes before the name of a disk, LAB_STRIKE a list of paths for strike.so, which
-# is preloaded then. LAB_TREE, LAB_STATE, LAB_RESULTS and LAB_MOUNTS move things elsewhere for tests.
+# the test's programs are given then. LAB_TREE, LAB_STATE, LAB_RESULTS and LAB_MOUNTS move things elsewhere for tests.
 set -eu
 
 tree=${LAB_TREE:-/lab/xfstests}
@@ -95,13 +95,23 @@ setup() { # NAME FSTYP MKFS-OPTIONS SECTION-TEXT
 	rm -f "$state/dirty"
 }
 
-# Half of all processes of a small test would only write the properties of its report, which nobody
-# reads, and processes are what a slow machine spends its time with. `check` sources this first.
-lean() {
-	cat >"$state/lean" <<-'END'
-		unset BASH_ENV
-		_xunit_add_property() { :; }
-		readonly -f _xunit_add_property
+# What `check` sources first, and, where programs are to be struck, the test after it: bash does so
+# with BASH_ENV. Half of all processes of a small test would only write the properties of its report,
+# which nobody reads, and processes are what a slow machine spends its time with. What the test starts
+# is preloaded; what `check` starts is not, or there would be no report.
+first_words() {
+	cat >"$state/first" <<-'END'
+		case $0 in
+		*/tests/*)
+			unset BASH_ENV
+			export LD_PRELOAD=/lab/bin/strike.so
+			;;
+		*)
+			[ "${LAB_STRIKE:-}" ] || unset BASH_ENV
+			_xunit_add_property() { :; }
+			readonly -f _xunit_add_property
+			;;
+		esac
 	END
 }
 
@@ -114,11 +124,10 @@ check() { # NAME TEST CHECK-OPTION...
 	# The quiet one leaves the logs out, which come as files. Older trees do not have it.
 	format=xunit
 	! grep -q xunit-quiet "$tree/common/report" 2>/dev/null || format=xunit-quiet
-	lean
+	first_words
 	cd "$tree"
 	status=0
-	BASH_ENV=$state/lean HOST_OPTIONS=$state/config DIFF_LENGTH=20 \
-		${LAB_STRIKE:+env LD_PRELOAD=/lab/bin/strike.so} \
+	BASH_ENV=$state/first HOST_OPTIONS=$state/config DIFF_LENGTH=20 \
 		./check "$@" -R "$format" -s "$name" "$test" 2>&1 || status=$?
 	: >"$state/ended"
 	[ "$status" -ne 0 ] || rm -f "$state/dirty"

@@ -27,7 +27,7 @@ SHOW_S = 60.0
 FILE_BYTES = 256 << 10
 _LINE = 300
 _HEADER = re.compile(rb"file ([a-z.]{1,20}) ([0-9]{1,9})")
-# What `check` prints when it ends, whatever ended it, and its word on xfstests.sh's `lean`.
+# What `check` prints when it ends, whatever ended it, and its word on xfstests.sh's first words.
 _CHATTER = re.compile(
     r"Interrupted!|Passed all 0 tests|Xunit report|SECTION  |=+$|.* readonly function$"
 )

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Preloaded into all that a test of xfstests starts. A program whose path begins with a word of
+ * Preloaded into what a test of xfstests starts. A program whose path begins with a word of
  * LAB_STRIKE asks the kernel's fault injection to strike it; any other asks to be spared, for a
  * shell that cannot fork ends the test before it has tested anything. The flag outlives fork and
  * exec, so both have to be said.
