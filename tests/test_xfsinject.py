@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from lab import host, initramfs
 from lab.coverage import lines, study
 from lab.guest import Down, Exited, TimedOut
 from lab.model import CaseState, MachineEnd, UserError
@@ -79,6 +82,36 @@ def test_coverage_tells_these_tests_from_the_plain_ones() -> None:
     assert lines.suite_of(plain) == "xfstests"
     assert lines.suite_of(plain) not in study.INJECTING
     assert lines.suite_of(failing) in study.INJECTING
+
+
+@pytest.mark.fake
+def test_only_the_programs_that_are_meant_ask_to_be_struck(tmp_path: Path) -> None:
+    """strike.so in real programs, with a file in place of /proc/self/make-it-fail."""
+    flag, shared = tmp_path / "flag", tmp_path / "strike.so"
+    host.run(
+        (
+            *("gcc", "-shared", "-fPIC", "-nostdlib", f'-DFLAG="{flag}"', "-o", shared),
+            initramfs.SOURCES / "shared" / "strike.c",
+        )
+    )
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    mine = tools / "mine"
+    shutil.copy(Path("/bin/true").resolve(), mine)
+    for words, program, asked in (
+        (f"{tools}/", mine, "1"),
+        (f"/nowhere/:{tools}/mine", mine, "1"),
+        (f"{tools}/", Path("/bin/true"), "0"),
+        (f"/nowhere/:{tools}/other", mine, "0"),
+        ("", mine, "0"),
+        (":", mine, "0"),
+    ):
+        flag.write_text("?")
+        host.run((program,), env={"LD_PRELOAD": str(shared), "LAB_STRIKE": words})
+        assert flag.read_text() == asked, (words, program)
+    flag.unlink()
+    host.run((mine,), env={"LD_PRELOAD": str(shared), "LAB_STRIKE": f"{tools}/"})
+    assert not flag.exists(), "a kernel without fault injection"
 
 
 # --- how a case ends -----------------------------------------------------------------------------

@@ -10,6 +10,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#ifndef FLAG /* a test has it elsewhere */
+#define FLAG "/proc/self/make-it-fail"
+#endif
+
 static int is_meant(const char *words, const char *path)
 {
 	while (*words) {
@@ -27,7 +31,7 @@ __attribute__((constructor)) static void ask(void)
 	const char *words = getenv("LAB_STRIKE");
 	char path[512];
 	ssize_t length = readlink("/proc/self/exe", path, sizeof(path) - 1);
-	int fd = open("/proc/self/make-it-fail", O_WRONLY | O_CLOEXEC);
+	int fd = open(FLAG, O_WRONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return; /* a kernel without fault injection, which arming has told already */
