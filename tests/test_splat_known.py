@@ -142,6 +142,19 @@ def test_a_known_splat_is_let_pass_and_stays_visible() -> None:
     assert case("a", CaseState.PASSED, *marked).state is CaseState.FAILED
 
 
+def test_a_case_awaits_splats_by_kind_or_by_kind_and_title() -> None:
+    stale, other = splat(Kind.FS_ERROR, title="stale page"), splat(Kind.FS_ERROR, title="no inode")
+    warned = splat(Kind.WARNING, title="stale page")
+
+    def passes(*awaited: str) -> list[bool]:
+        seen = account.expected((stale, other, warned), awaited)
+        return [bool(each.allowed) for each in seen]
+
+    assert passes("fs-error") == [True, True, False]
+    assert passes("fs-error:stale page") == [True, False, False]
+    assert passes("fs-error:", "io-error:no inode", "stale page") == [False] * 3
+
+
 def test_an_expired_entry_is_reported_and_lets_nothing_pass() -> None:
     entries = allow.parse(ENTRY.encode(), origin="known.toml")
     later = datetime.date(2027, 1, 1)

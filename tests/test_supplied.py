@@ -135,7 +135,7 @@ def toy_case(
     config = xfsconfig.configs()["tmpfs"]
     groups = xfstree.read(DATA / "xfstests-toy").groups.get(test, frozenset())
     case = case_for(
-        test, config, skip="", expected_s=0.0, timeout_s=limit_s, groups=groups, profile=profile
+        test, config, skip="", expected_s=0.0, timeout_s=limit_s, traits=groups, profile=profile
     )
     results = str(tmp_path / "results")
     arguments = tuple(word.replace(xfsconfig.RESULTS, results) for word in case.arguments)

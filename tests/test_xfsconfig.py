@@ -6,6 +6,7 @@ import asyncio
 import datetime
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -127,15 +128,19 @@ def test_groups_of_a_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "expects"),
+    ("traits", "expects"),
     [
         ("auto quick shutdown mmap", {"fs-error", "io-error"}),
         ("auto rw eio mmap", {"fs-error", "io-error"}),
         ("dangerous_fuzzers scrub", {"fs-error", "io-error", "fs-corruption"}),
         ("auto quick rw mmap freeze", set()),
+        (
+            "auto aio _filter_aiodio_dmesg",
+            {"fs-error:page cache invalidation failure on direct I/O"},
+        ),
     ],
 )
-def test_what_a_test_makes_of_a_sound_kernel(groups: str, expects: set[str]) -> None:
+def test_what_a_test_makes_of_a_sound_kernel(traits: str, expects: set[str]) -> None:
     """A file system that is shut down on purpose says so: no fault of the kernel's."""
     case = case_for(
         "generic/623",
@@ -143,9 +148,20 @@ def test_what_a_test_makes_of_a_sound_kernel(groups: str, expects: set[str]) -> 
         skip="",
         expected_s=0.0,
         timeout_s=9.0,
-        groups=frozenset(groups.split()),
+        traits=frozenset(traits.split()),
     )
     assert set(case.expects) == expects
+
+
+def test_a_script_says_which_reports_it_lets_pass(tmp_path: Path) -> None:
+    script = tmp_path / "tests" / "generic" / "247"
+    script.parent.mkdir(parents=True)
+    script.write_text("# _check_dmesg cannot tell\n_check_dmesg _filter_aiodio_dmesg\n")
+    (script.parent / "248").write_text("_check_dmesg\necho done\n")
+    groups = {f"generic/{number}": frozenset({"auto"}) for number in (247, 248, 249)}
+    tree = XfsTree(path=tmp_path, groups=groups)
+    assert tree.traits("generic/247") == {"auto", "_filter_aiodio_dmesg"}
+    assert tree.traits("generic/248") == tree.traits("generic/249") == {"auto"}
 
 
 class Clock:

@@ -285,7 +285,7 @@ def test_a_machine_that_goes_away_is_said_so(step: str) -> None:
 
 def test_only_what_a_test_does_not_spoil_itself_has_to_be_whole() -> None:
     guest = ScriptedGuest()
-    run(guest, case_of(PROFILES["read-error"], groups=frozenset({"fuzzers"})))
+    run(guest, case_of(PROFILES["read-error"], traits=frozenset({"fuzzers"})))
     assert "sound ext4 test" in guest.asked
     run(guest, case_of(PROFILES["read-error"]))
     assert "sound ext4 test scratch" in guest.asked

@@ -28,11 +28,12 @@ def excused(
     ]
 
 
-def expected(splats: Sequence[Splat], kinds: Sequence[str]) -> tuple[Splat, ...]:
-    """A case's splats; those that it itself makes of a sound kernel are let pass."""
+def expected(splats: Sequence[Splat], awaited: Sequence[str]) -> tuple[Splat, ...]:
+    """A case's splats; those that it itself makes of a sound kernel are let pass. They are
+    `awaited` by kind, or by KIND:TITLE."""
     return tuple(
-        replace(splat, allowed="what this case injects")
-        if splat.kind in kinds and not splat.allowed
+        replace(splat, allowed="what this case causes")
+        if not splat.allowed and {splat.kind, f"{splat.kind}:{splat.title}"} & {*awaited}
         else splat
         for splat in splats
     )

@@ -58,7 +58,7 @@ class PlannedCase:
     # cases that come with others: those are skipped.
     required: tuple[str, ...] = ()
     pmem: bool = False  # it needs a /dev/pmem0
-    expects: tuple[str, ...] = ()  # kinds of splats that it makes of a sound kernel
+    expects: tuple[str, ...] = ()  # splats that it makes of a sound kernel: KIND or KIND:TITLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

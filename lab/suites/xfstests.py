@@ -39,9 +39,11 @@ _DISK_BYTES = 2 << 30  # e2fsck and mkfs after every test: under emulation size 
 # What a sound kernel says in tests of a group: they shut the file system down under its users, let
 # its disk fail, or spoil what is on it. No reason to let anything else pass.
 _REFUSES, _SPOILT = (Kind.FS_ERROR, Kind.IO_ERROR), Kind.FS_CORRUPTION
-_EXPECTS: Mapping[str, tuple[Kind, ...]] = {
+_EXPECTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("shutdown", "recoveryloop", "thin", "eio"), _REFUSES),
     **dict.fromkeys(("fuzzers", "dangerous_fuzzers", "read_repair"), (*_REFUSES, _SPOILT)),
+    # Direct I/O against what is mapped or buffered, on purpose.
+    "_filter_aiodio_dmesg": (f"{Kind.FS_ERROR}:page cache invalidation failure on direct I/O",),
 }
 _HOW = "lab image shell ARCH --bind DIR has what it takes to build one; see docs/xfstests.md"
 
@@ -185,7 +187,7 @@ def _plan(
                     skip=skip,
                     expected_s=known_s.get(test, 0.0),
                     timeout_s=settings.timeout_s,
-                    groups=tree.groups[test],
+                    traits=tree.traits(test),
                     profile=profile,
                 )
             )
@@ -227,11 +229,11 @@ def case_for(
     skip: str,
     expected_s: float,
     timeout_s: float,
-    groups: frozenset[str] = frozenset(),
+    traits: frozenset[str] = frozenset(),
     profile: Injection | None = None,
 ) -> PlannedCase:
-    """The case of one test there, which is in those groups; `timeout_s` is for the test alone."""
-    expects = [kind for name in sorted(groups) for kind in _EXPECTS.get(name, ())]
+    """The case of one test there, with `XfsTree.traits`; `timeout_s` is for the test alone."""
+    expects = [kind for name in sorted(traits) for kind in _EXPECTS.get(name, ())]
     one = xfsguest.Test(
         test=test,
         config=config.name,

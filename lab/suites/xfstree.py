@@ -20,6 +20,7 @@ _BUILT = ("ltp/fsstress", "ltp/fsx", "src/lstat64", "tests/generic/group.list")
 # Where its programs are.
 _PROGRAMS = ("ltp", "src", "lib")
 _TEST = re.compile(r"\d{3,}")
+_LETS_PASS = re.compile(r"^\s*_check_dmesg (\w+)", re.MULTILINE)
 # Of no use in a guest: history, objects, and sources of what is built.
 UNUSED = frozenset({".git", ".o", ".lo", ".a", ".c"})
 
@@ -42,6 +43,14 @@ class XfsTree:
         wanted = tuple(one for one in folders if not slash or one == folder)
         tests = self.tests(wanted)
         return tests if group == "all" else tuple(t for t in tests if group in self.groups[t])
+
+    def traits(self, test: str) -> frozenset[str]:
+        """Its groups, and the names of the filters by which it lets reports of the kernel pass."""
+        try:
+            script = (self.path / "tests" / test).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            script = ""  # `check` will say that there is no such test
+        return self.groups[test] | frozenset(_LETS_PASS.findall(script))
 
     def known_groups(self) -> tuple[str, ...]:
         return tuple(sorted(frozenset().union(*self.groups.values()))) if self.groups else ()
