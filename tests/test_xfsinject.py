@@ -140,10 +140,8 @@ class ScriptedGuest:
 
     async def run(self, argv: Sequence[str], *, timeout_s: float) -> Answer:
         words = list(argv)
-        script = next(name for name in (xfsguest.SCRIPT.name, armed.SCRIPT.name) if name in words)
         # The innermost script: a memory cgroup is put around `check`.
-        if xfsguest.SCRIPT.name in words:
-            script = xfsguest.SCRIPT.name
+        script = next(name for name in (xfsguest.SCRIPT.name, armed.SCRIPT.name) if name in words)
         at = words.index(script)
         before, words = words[:at], words[at + 1 :]
         line = " ".join(words)

@@ -4,7 +4,8 @@ left behind comes out. For the suites that let things fail on purpose (docs/faul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,9 +97,32 @@ class Injector:
                 return said
         return ""
 
-    def around(self, words: Sequence[str]) -> tuple[str, ...]:
-        """The command for a program that is to suffer."""
-        return self._words("within", *words) if self.profile.kind is Kind.MEMCG else tuple(words)
+    async def under(
+        self,
+        argv: Sequence[str],
+        limit_s: float,
+        begun: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Exited | TimedOut:
+        """How a command ended under the injection. That is armed before it starts, or, if `begun`
+        is given, once that is true; false: not at all. A device fails `after_s` later."""
+        kind = self.profile.kind
+        at_once = begun is None and not kind.beside
+        armed = at_once and await self.arm()
+        words = self._words("within", *argv) if kind is Kind.MEMCG else argv
+        running = asyncio.ensure_future(self.run(words, limit_s))
+        try:
+            if not at_once and (begun is None or await begun()):
+                if kind.beside:
+                    await asyncio.wait((running,), timeout=self.profile.after_s)
+                # Nothing is armed beside a program that is not there any more.
+                armed = not running.done() and await self.arm()
+            answer = await running
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+        if armed:
+            await self.disarm()
+        return answer
 
     async def arm(self) -> bool:
         """From here on things fail; whether that could be done is also found."""

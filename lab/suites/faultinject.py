@@ -6,7 +6,6 @@ error path may have left behind: lost data, a damaged file system, leaks, a moun
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field, replace
 
@@ -141,24 +140,11 @@ class _Case:
         _, duration_s, threads = self.case.arguments
         words = self._program(float(duration_s), int(threads))
         limit_s = faultstress.run_limit_s(float(duration_s))
-        beside = self.profile.kind.beside
-        armed = not beside and await self.injector.arm()
-        running = asyncio.ensure_future(self.injector.run(words, limit_s))
-        try:
-            if beside:
-                await asyncio.wait((running,), timeout=self.profile.after_s)
-                # Nothing is armed beside a program that is not there any more.
-                armed = not running.done() and await self.injector.arm()
-            answer = await running
-        finally:
-            running.cancel()
-            await asyncio.wait((running,))
-        if armed:
-            await self.injector.disarm()
+        answer = await self.injector.under(words, limit_s)
         result = faultstress.judge(self.case.name, answer)
         forgiven = sum(int(result.metrics.get(name, 0)) for name in _FORGIVEN)
         self.injector.found.log.append(f"the program met {forgiven} failures, and forgave them")
-        if beside:
+        if self.profile.kind.beside:
             # What the program met is exact. The kernel's log tells of a part of it.
             self.injector.found.injected = forgiven
         return result
@@ -170,7 +156,7 @@ class _Case:
             words = (*words, "--inject", str(self.profile.threads))
         if self.profile.pages:
             words = (*words, "--pages", str(self.profile.pages))
-        return self.injector.around(words)
+        return words
 
     async def _afterwards(self) -> None:
         """All that must be as if nothing had failed, now that nothing fails any more."""

@@ -8,7 +8,6 @@ once nothing fails any more.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -129,23 +128,13 @@ class _Case:
         """How `check` ended. Things fail from the test's own first step: what `check` does before
         that is not under test."""
         limit_s = self.script.within(self.script.test.limit_s)
-        command = self.injector.around(self.script.check())
-        checking = asyncio.ensure_future(self.injector.run(command, limit_s))
-        armed = False
-        try:
+
+        async def begun() -> bool:
             waiting = self.script.argv("begun", self.script.test.test)
-            begun = await self.injector.run(waiting, limit_s)
-            if isinstance(begun, Exited) and begun.status == 0:
-                if self.injector.profile.kind.beside:
-                    await asyncio.wait((checking,), timeout=self.injector.profile.after_s)
-                armed = not checking.done() and await self.injector.arm()
-            checked = await checking
-        finally:
-            checking.cancel()
-            await asyncio.wait((checking,))
-        if armed:
-            await self.injector.disarm()
-        return checked
+            answer = await self.injector.run(waiting, limit_s)
+            return isinstance(answer, Exited) and answer.status == 0
+
+        return await self.injector.under(self.script.check(), limit_s, begun)
 
     async def _judged(self, checked: Exited | TimedOut) -> tuple[CaseState, str]:
         """State and message of the test, its own failure forgiven."""

@@ -170,8 +170,11 @@ def _plan(
     known_s = {test: taken for group in own.values() for test, taken in group.tests.items()}
     cases: list[PlannedCase] = []
     notes: list[str] = []
+    traits: dict[str, frozenset[str]] = {}  # a script is read once for all configurations
     for config, profile in chosen:
         for test in _tests(tree, config, ground, own):
+            if test not in traits:
+                traits[test] = tree.traits(test)
             skip = ""
             for entry in excludes:
                 if not entry.covers(test, config.name, version):
@@ -187,7 +190,7 @@ def _plan(
                     skip=skip,
                     expected_s=known_s.get(test, 0.0),
                     timeout_s=settings.timeout_s,
-                    traits=tree.traits(test),
+                    traits=traits[test],
                     profile=profile,
                 )
             )
